@@ -1,0 +1,1 @@
+"""Frozen models that the control plane and the workers both speak."""

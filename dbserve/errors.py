@@ -1,0 +1,138 @@
+"""Errors a caller can meet. `code` is stable and machine-readable; `pointer` names the offending key as a JSON pointer."""
+
+
+class DbserveError(Exception):
+    """Something dbserve can explain."""
+
+    code = "dbserve_error"
+
+
+class ConfigInvalid(DbserveError):
+    """The job cannot be run as written."""
+
+    code = "config_invalid"
+
+    def __init__(self, message: str, pointer: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.pointer = pointer
+        if code:
+            self.code = code
+
+
+class DataInvalid(ConfigInvalid):
+    """The shards are missing, empty, unreadable, or not what the job says."""
+
+    code = "data_invalid"
+
+    def __init__(self, message: str, pointer: str = "/data/uri") -> None:
+        super().__init__(message, pointer)
+
+
+class JobNotFound(DbserveError):
+    """No job with this id is known, or its record was deleted."""
+
+    code = "job_not_found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id!r} is not known")
+        self.job_id = job_id
+
+
+class BlockNotFound(DbserveError):
+    """The job has no block of this index."""
+
+    code = "block_not_found"
+
+
+class ModelNotFound(DbserveError):
+    """No model with this id is known."""
+
+    code = "model_not_found"
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f"model {model_id!r} is not known")
+        self.model_id = model_id
+
+
+class ReportNotReady(DbserveError):
+    """The job has not been evaluated yet."""
+
+    code = "report_not_ready"
+
+
+class JobNotTerminal(DbserveError):
+    """Only a job that has ended can be deleted."""
+
+    code = "job_not_terminal"
+
+
+class JobTerminal(DbserveError):
+    """The job has already ended."""
+
+    code = "job_terminal"
+
+
+class IdempotencyMismatch(DbserveError):
+    """The Idempotency-Key was used before with another body."""
+
+    code = "idempotency_mismatch"
+
+
+class EventsGone(DbserveError):
+    """Events after this id were dropped from the history; read the job's state and start again."""
+
+    code = "events_gone"
+
+
+class StaleRun(DbserveError):
+    """The attempt was given up; another one is current."""
+
+    code = "stale_run"
+
+
+class IllegalTransition(DbserveError):
+    """The event cannot happen to a task in this state."""
+
+    code = "illegal_transition"
+
+
+class ContractMismatch(DbserveError):
+    """Two artefacts were made under different contracts."""
+
+    code = "version_mismatch"
+
+
+class CheckpointInvalid(DbserveError):
+    """A checkpoint is incomplete, or its bytes are not those its manifest names."""
+
+    code = "checkpoint_invalid"
+
+
+class NonfiniteLoss(DbserveError):
+    """The loss is NaN or infinite; training on would only spread it."""
+
+    code = "nonfinite_loss"
+
+
+class StoreUnavailable(DbserveError):
+    """Redis does not answer."""
+
+    code = "store_unavailable"
+
+
+class ClusterUnavailable(DbserveError):
+    """Ray does not answer."""
+
+    code = "cluster_unavailable"
+
+
+class ServerUnreachable(DbserveError):
+    """No dbserve API answers at this address."""
+
+    code = "server_unreachable"
+
+
+class StartupRefused(DbserveError):
+    """The service cannot start as asked: a port in use, a public bind without a key, a data directory in use."""
+
+    code = "startup_refused"
