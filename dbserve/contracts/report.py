@@ -1,0 +1,131 @@
+"""The report: the evidence a job leaves. Its JSON schema is published at docs/report.schema.json and over REST."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from dbserve.contracts.plan import MemoryPlan
+from dbserve.contracts.status import MemoryBytes
+
+DecodeRule = Literal["chain", "product_of_experts", "first_block"]
+
+
+class Score(BaseModel, frozen=True):
+    """One way of answering, on the held-out test rows."""
+
+    accuracy: float = Field(ge=0.0, le=1.0)
+    standard_error: float = Field(ge=0.0, description="of the accuracy over the test rows: sqrt(a(1-a)/n)")
+    cross_entropy: float = Field(description="nats")
+    expected_calibration_error: float = Field(ge=0.0, le=1.0, description="15 equal-width confidence bins")
+    layer_evaluations: int = Field(ge=0, description="layers run to answer for one image")
+
+
+class ShallowSingle(Score, frozen=True):
+    """The mean over the ensemble's members: what end-to-end training fits into one worker's memory."""
+
+    members: tuple[float, ...]  # accuracy of each
+
+
+class Quality(BaseModel, frozen=True):
+    chain: Score
+    product_of_experts: Score
+    first_block: Score
+    end_to_end: Score | None = None
+    shallow_ensemble: Score | None = None
+    shallow_single: ShallowSingle | None = None
+
+
+class MemoryRow(BaseModel, frozen=True):
+    task: str
+    predicted: MemoryPlan
+    measured: MemoryBytes | None
+
+
+class MemoryReport(BaseModel, frozen=True):
+    """`ratio` = largest block / end-to-end, measured where the baseline ran, else predicted (`ratio_kind` says which)."""
+
+    ratio: float
+    ratio_kind: Literal["measured", "predicted"]
+    ratio_predicted: float
+    rows: tuple[MemoryRow, ...]
+
+
+class CostRow(BaseModel, frozen=True):
+    """What a trained task cost. Layer evaluations = steps x batch size x layers."""
+
+    task: str
+    layers: int
+    steps: int
+    batch_size: int
+    layer_evaluations: int
+    wall_seconds: float
+    step_seconds_mean: float
+    samples_per_second: float
+    data_wait_share: float
+    bytes_per_worker: int | None
+    attempts: int
+    node: str | None
+
+
+class LossPoint(BaseModel, frozen=True):
+    step: int
+    loss: float  # mean since the previous point
+
+
+class LossCurve(BaseModel, frozen=True):
+    task: str
+    points: tuple[LossPoint, ...]
+
+
+class BlockDiagnosis(BaseModel, frozen=True):
+    """Cheap tests, each of which has caught a real failure (docs/method.md says how to read them)."""
+
+    index: int
+    sigma_min: float
+    sigma_max: float
+    information_share: float | None = Field(default=None, description="of the fall of the cross-entropy along sigma")
+    accuracy_alone: float = Field(description="this block alone, z = 0, at its upper edge")
+    accuracy_at_sigma_max: float = Field(description="this block alone, z = 0, at sigma_max")
+    accuracy_after: float = Field(description="the chain stopped after this block")
+    z_only_accuracy: float = Field(description="label read off z at the upper edge by Bayes' rule, without the image")
+    shuffled_image_accuracy: float = Field(description="teacher-noised z, another image: near z_only if z dominates")
+    true_image_accuracy: float = Field(description="teacher-noised z at the upper edge, true image")
+    loss_teacher: float = Field(description="cross-entropy on teacher-noised z at the upper edge, nats")
+    loss_handoff: float = Field(description="cross-entropy on the z the previous blocks really hand over, nats")
+    handoff_gap: float = Field(description="loss_handoff - loss_teacher")
+    agreement_with_previous: float | None = Field(default=None, description="share of rows with the same answer")
+    amplification: float = Field(description="change of the chain's output per change of this block's output (10 % push)")
+
+
+class Report(BaseModel, frozen=True):
+    """Everything measured about one job."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    job_name: str
+    model_id: str
+    contract_hash: str
+    created_at: str  # ISO 8601, UTC
+    architecture: str
+    dataset: str
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    classes: int
+    blocks: int
+    depth: int
+    seed: int
+    steps_per_task: int
+    trunk_steps: int
+    decode: DecodeRule = Field(description="chosen on validation rows")
+    validation_accuracy: dict[DecodeRule, float]
+    quality: Quality
+    memory: MemoryReport
+    cost: tuple[CostRow, ...]
+    loss: tuple[LossCurve, ...]
+    diagnosis: tuple[BlockDiagnosis, ...]
+    swap_accuracy: float | None = Field(default=None, description="chain after one block was put in another's place")
+    warnings: tuple[str, ...]
+    findings: tuple[str, ...] = Field(description="plain sentences: what was won and what was lost, with the figures")
+    versions: dict[str, str]
+    hardware: str

@@ -1,0 +1,33 @@
+"""One consistent look at a job: the API, the CLI, the page and /metrics all read this and nothing else."""
+
+from pydantic import BaseModel, JsonValue
+
+from dbserve.contracts.job import JobSpec
+from dbserve.contracts.plan import JobPlan
+from dbserve.contracts.status import JobRecord, JobStatus, Progress, Reason, Task
+
+
+class JobSnapshot(BaseModel, frozen=True):
+    """A job as it stands; `status` is derived from the tasks and the intent, never stored."""
+
+    record: JobRecord
+    status: JobStatus
+    reason: Reason | None = None
+    message: str | None = None
+    spec: JobSpec
+    plan: JobPlan
+    tasks: dict[str, Task]  # in the plan's order
+    progress: dict[str, Progress]  # of each task's current attempt, where it has reported
+
+
+class ModelRecord(BaseModel, frozen=True):
+    """An assembled model. `path` is relative to the artefact root."""
+
+    id: str
+    job_id: str
+    name: str
+    version: int
+    created_at: float
+    contract_hash: str
+    path: str
+    manifest: dict[str, JsonValue]
