@@ -108,6 +108,12 @@ class CheckpointInvalid(DbserveError):
     code = "checkpoint_invalid"
 
 
+class StorageError(DbserveError):
+    """Something could not be written or read back: a full disk, a lost mount, a refused permission."""
+
+    code = "storage_error"
+
+
 class NonfiniteLoss(DbserveError):
     """The loss is NaN or infinite; training on would only spread it."""
 
