@@ -60,7 +60,7 @@ class BlocksSpec(Strict, frozen=True):
     partition: Literal["equi_probability", "uniform_log"] = "equi_probability"
     overlap: float = Field(default=0.05, ge=0.0, lt=0.5, description="gamma: widens a training interval in log sigma")
     branch: BranchSpec | None = None
-    train: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = Field(default="all", strict=False)
+    train: Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = "all"
 
     @model_validator(mode="after")
     def _one_way_to_cut(self) -> Self:
