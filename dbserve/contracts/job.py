@@ -13,10 +13,10 @@ Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class Strict(BaseModel):
+class Strict(BaseModel, frozen=True):
     """Base of everything that enters from outside: no unknown keys, no coercion, no NaN, no infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ArchitectureSpec(Strict, frozen=True):
@@ -39,7 +39,7 @@ class DataSpec(Strict, frozen=True):
     uri: Uri
     test_uri: Uri | None = None
     test_fraction: float = Field(default=0.2, gt=0.0, lt=1.0, description="held-out rows when test_uri is absent")
-    validation_fraction: float = Field(default=0.1, ge=0.0, lt=0.9, description="of the training rows; picks the decode rule")
+    validation_fraction: float = Field(default=0.1, ge=0.0, lt=0.9, description="of the training rows; decides decode")
     image_column: str = Field(default="image", min_length=1, max_length=255)
     label_column: str = Field(default="label", min_length=1, max_length=255)
     augment: Augmentation = Augmentation()
@@ -56,7 +56,9 @@ class BlocksSpec(Strict, frozen=True):
 
     count: int | None = Field(default=None, ge=1, le=MAX_BLOCKS)
     layers_per_block: int | None = Field(default=None, ge=1)
-    layers: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, strict=False, min_length=1, max_length=MAX_BLOCKS)
+    layers: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        default=None, strict=False, min_length=1, max_length=MAX_BLOCKS
+    )
     partition: Literal["equi_probability", "uniform_log"] = "equi_probability"
     overlap: float = Field(default=0.05, ge=0.0, lt=0.5, description="gamma: widens a training interval in log sigma")
     branch: BranchSpec | None = None

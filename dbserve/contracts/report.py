@@ -42,7 +42,7 @@ class MemoryRow(BaseModel, frozen=True):
 
 
 class MemoryReport(BaseModel, frozen=True):
-    """`ratio` = largest block / end-to-end, measured where the baseline ran, else predicted (`ratio_kind` says which)."""
+    """`ratio` = largest block / end-to-end: measured where the baseline ran, else predicted."""
 
     ratio: float
     ratio_kind: Literal["measured", "predicted"]
@@ -94,7 +94,7 @@ class BlockDiagnosis(BaseModel, frozen=True):
     loss_handoff: float = Field(description="cross-entropy on the z the previous blocks really hand over, nats")
     handoff_gap: float = Field(description="loss_handoff - loss_teacher")
     agreement_with_previous: float | None = Field(default=None, description="share of rows with the same answer")
-    amplification: float = Field(description="change of the chain's output per change of this block's output (10 % push)")
+    amplification: float = Field(description="change of the chain's output per change of this block's (10 % push)")
 
 
 class Report(BaseModel, frozen=True):

@@ -64,6 +64,7 @@ class Reason(StrEnum):
     GPU_OOM = "gpu_oom"
     HOST_OOM = "host_oom"
     WORKER_LOST = "worker_lost"
+    PREEMPTED = "preempted"
     STALLED = "stalled"
     NONFINITE_LOSS = "nonfinite_loss"
     DATA_ERROR = "data_error"
@@ -78,6 +79,9 @@ class Reason(StrEnum):
 
 # What another attempt cannot mend.
 HOPELESS = frozenset({Reason.NONFINITE_LOSS, Reason.DATA_ERROR, Reason.CONFIG_INVALID, Reason.VERSION_MISMATCH})
+
+# What is not the task's fault, and so costs nothing of its budget of attempts.
+BLAMELESS = frozenset({Reason.PREEMPTED})
 
 
 class CheckpointRef(BaseModel, frozen=True):
@@ -109,7 +113,8 @@ class Task(BaseModel, frozen=True):
     created_at: float = 0.0
     started_at: float | None = None  # first training of any attempt
     finished_at: float | None = None
-    restarts: dict[Reason, int] = Field(default_factory=dict)
+    restarts: dict[Reason, int] = Field(default_factory=dict[Reason, int])
+    cluster: str | None = None  # identity of the Ray cluster the attempt was launched on
 
 
 class _Event(BaseModel, frozen=True):
@@ -121,6 +126,7 @@ class Launched(_Event, frozen=True):
     """The reconciler asked the cluster for a worker."""
 
     kind: Literal["launched"] = "launched"
+    cluster: str
 
 
 class Started(_Event, frozen=True):
@@ -163,6 +169,14 @@ class Stopped(_Event, frozen=True):
     kind: Literal["stopped"] = "stopped"
 
 
+class Held(_Event, frozen=True):
+    """The task cannot be launched at present, and why. It stays pending."""
+
+    kind: Literal["held"] = "held"
+    reason: Reason
+    message: str
+
+
 class Abandoned(_Event, frozen=True):
     """A task that cannot start any more: something it needs has failed."""
 
@@ -171,7 +185,7 @@ class Abandoned(_Event, frozen=True):
 
 
 TaskEvent = Annotated[
-    Launched | Started | Checkpointed | Finished | Crashed | CancelRequested | Stopped | Abandoned,
+    Launched | Started | Checkpointed | Finished | Crashed | CancelRequested | Stopped | Held | Abandoned,
     Field(discriminator="kind"),
 ]
 
@@ -215,7 +229,7 @@ class LoggedEvent(BaseModel, frozen=True):
     task: str | None = None
     attempt: int | None = None
     job_status: JobStatus
-    data: dict[str, object] = Field(default_factory=dict)
+    data: dict[str, object] = Field(default_factory=dict[str, object])
 
 
 class LogLine(BaseModel, frozen=True):

@@ -1,0 +1,90 @@
+"""Every Redis key, cursor and stream id."""
+
+import base64
+import binascii
+import hashlib
+import secrets
+
+from dbserve.contracts.status import Run
+from dbserve.errors import ConfigInvalid
+
+SCHEMA_KEY = "dbserve:schema"
+JOBS = "dbserve:jobs"  # sorted set by id alone: ids begin with their time
+ACTIVE = "dbserve:active"  # ids of jobs that have not ended
+FINISHED = "dbserve:finished"  # sorted set by the time of the end
+DELETED = "dbserve:deleted"  # ids whose artefacts are still to be removed
+MODELS = "dbserve:models"  # as JOBS
+LEASE = "dbserve:lease:reconciler"
+
+
+def job(job_id: str) -> str:
+    """Hash: record, spec, plan, intent, finished_at, report."""
+    return f"dbserve:job:{job_id}"
+
+
+def tasks(job_id: str) -> str:
+    """Hash: task name -> Task."""
+    return f"dbserve:job:{job_id}:tasks"
+
+
+def progress(job_id: str) -> str:
+    """Hash: progress_field(run) -> Progress."""
+    return f"dbserve:job:{job_id}:progress"
+
+
+def progress_field(run: Run) -> str:
+    return f"{run.task}/{run.attempt}"
+
+
+def events(job_id: str) -> str:
+    return f"dbserve:job:{job_id}:events"
+
+
+def logs(job_id: str) -> str:
+    return f"dbserve:job:{job_id}:logs"
+
+
+def idempotency(key: str) -> str:
+    return f"dbserve:idempotency:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def model(model_id: str) -> str:
+    return f"dbserve:model:{model_id}"
+
+
+def new_job_id(now: float) -> str:
+    """Sorts by time: 'j', 11 hex digits of unix milliseconds, 10 random ones."""
+    return f"j{int(now * 1000):011x}{secrets.token_hex(5)}"
+
+
+def make_cursor(last_id: str) -> str:
+    """An opaque cursor that names the last id a page showed."""
+    return base64.urlsafe_b64encode(last_id.encode()).decode().rstrip("=")
+
+
+def open_cursor(cursor: str) -> str:
+    """The id inside a cursor. Raises ConfigInvalid for anything a listing did not give out."""
+    try:
+        opened = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, UnicodeError, ValueError):
+        opened = ""
+    if not opened.isalnum():
+        raise ConfigInvalid("not a cursor that a listing gave out", pointer="/query/after", code="invalid_cursor")
+    return opened
+
+
+def stream_order(event_id: str) -> tuple[int, int]:
+    """(milliseconds, number) of a stream id. Raises ConfigInvalid for anything else."""
+    milliseconds, _, number = event_id.partition("-")
+    if not (milliseconds.isascii() and milliseconds.isdigit()) or not (number or "0").isdigit():
+        raise ConfigInvalid("not an event id that this job gave out", pointer="/query/after", code="invalid_cursor")
+    order = int(milliseconds), int(number or 0)
+    if max(order) >= 2**63:
+        raise ConfigInvalid("not an event id that this job gave out", pointer="/query/after", code="invalid_cursor")
+    return order
+
+
+def stream_id(event_id: str) -> str:
+    """The id in Redis' own spelling."""
+    milliseconds, number = stream_order(event_id)
+    return f"{milliseconds}-{number}"

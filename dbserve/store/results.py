@@ -1,0 +1,75 @@
+"""What jobs leave behind: reports and assembled models. Writes are fenced by the Run that makes them."""
+
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+
+from dbserve.contracts.report import Report
+from dbserve.contracts.snapshot import ModelRecord
+from dbserve.contracts.status import Run
+from dbserve.errors import JobNotFound, ModelNotFound, ReportNotReady, StaleRun
+from dbserve.store import keys
+from dbserve.store.connection import reaching_redis, read_tasks, transaction
+
+
+class Results:
+    """Reports (kept with their job) and models (which outlive it)."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def save_report(self, run: Run, report: Report) -> None:
+        """Raises StaleRun when the evaluating attempt was given up."""
+        await self._fenced(run, lambda pipe: pipe.hset(keys.job(run.job_id), "report", report.model_dump_json()))
+
+    async def report(self, job_id: str) -> Report:
+        """Raises JobNotFound, or ReportNotReady before the evaluation has ended."""
+        async with reaching_redis():
+            raw, record = await cast(
+                Awaitable[list[str | None]], self._redis.hmget(keys.job(job_id), ["report", "record"])
+            )
+        if record is None:
+            raise JobNotFound(job_id)
+        if raw is None:
+            raise ReportNotReady(f"job {job_id} has no report yet: it appears when the evaluation has succeeded")
+        return Report.model_validate_json(raw)
+
+    async def save_model(self, run: Run, model: ModelRecord) -> None:
+        """Raises StaleRun when the assembling attempt was given up."""
+
+        def write(pipe: Pipeline) -> None:
+            pipe.set(keys.model(model.id), model.model_dump_json())
+            pipe.zadd(keys.MODELS, {model.id: 0})
+
+        await self._fenced(run, write)
+
+    async def model(self, model_id: str) -> ModelRecord:
+        """Raises ModelNotFound."""
+        async with reaching_redis():
+            raw = cast(str | None, await self._redis.get(keys.model(model_id)))
+        if raw is None:
+            raise ModelNotFound(model_id)
+        return ModelRecord.model_validate_json(raw)
+
+    async def list_models(self, *, limit: int, after: str | None = None) -> tuple[list[ModelRecord], str | None]:
+        """Newest first, and the cursor of the next page. Raises ConfigInvalid for a foreign cursor."""
+        start = "+" if after is None else f"({keys.open_cursor(after)}"
+        async with reaching_redis():
+            ids = cast(list[str], await self._redis.zrevrangebylex(keys.MODELS, start, "-", 0, limit + 1))
+            page = [keys.model(model_id) for model_id in ids[:limit]]
+            raws = cast(list[str | None], await self._redis.mget(page)) if page else []
+        models = [ModelRecord.model_validate_json(raw) for raw in raws if raw is not None]
+        return models, keys.make_cursor(ids[limit - 1]) if len(ids) > limit else None
+
+    async def _fenced(self, run: Run, write: Callable[[Pipeline], object]) -> None:
+        async def attempt(pipe: Pipeline) -> None:
+            tasks = await read_tasks(pipe, run.job_id)
+            if tasks[run.task].run != run:
+                raise StaleRun(f"{run} was given up; {tasks[run.task].run} is current")
+            pipe.multi()
+            write(pipe)
+            await pipe.execute()
+
+        await transaction(self._redis, [keys.tasks(run.job_id)], attempt)

@@ -1,0 +1,55 @@
+"""Real servers for the integration tests: every test that asks for Redis gets an empty one of this test session."""
+
+import contextlib
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis as redis_sync
+
+from dbserve.embedded import redis_server_binary
+from dbserve.store import JobStore
+
+
+@pytest.fixture(scope="session")
+def redis_socket() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="dbs-redis-") as directory:
+        socket = Path(directory) / "redis.sock"
+        server = subprocess.Popen(
+            [
+                str(redis_server_binary()),
+                *("--port", "0", "--unixsocket", str(socket), "--dir", directory),
+                *("--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        client = redis_sync.Redis(unix_socket_path=str(socket))
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(redis_sync.ConnectionError):
+                client.ping()
+                break
+            assert time.monotonic() < deadline, "redis-server did not start"
+            time.sleep(0.02)
+        yield socket
+        client.close()
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture
+def redis_url(redis_socket: Path) -> str:
+    client = redis_sync.Redis(unix_socket_path=str(redis_socket))
+    client.flushall()
+    client.close()
+    return f"unix://{redis_socket}"
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[JobStore]:
+    opened = JobStore.from_url(redis_url)
+    yield opened
+    await opened.aclose()
