@@ -1,5 +1,16 @@
 """Errors a caller can meet. `code` is stable and machine-readable; `pointer` names the offending key as a JSON pointer."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One thing wrong with what was handed in."""
+
+    pointer: str
+    code: str
+    message: str
+
 
 class DbserveError(Exception):
     """Something dbserve can explain."""
@@ -17,6 +28,18 @@ class ConfigInvalid(DbserveError):
         self.pointer = pointer
         if code:
             self.code = code
+
+
+class SpecInvalid(ConfigInvalid):
+    """The job file breaks the rules, in one or more places."""
+
+    code = "spec_invalid"
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        first = faults[0]
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        super().__init__(f"{first.message}{more}", first.pointer)
+        self.faults = tuple(faults)
 
 
 class DataInvalid(ConfigInvalid):

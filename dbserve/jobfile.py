@@ -1,0 +1,103 @@
+"""A job as text becomes a JobSpec, or a SpecInvalid that points at every fault."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dbserve.contracts.job import DataSpec, JobSpec
+from dbserve.errors import Fault, SpecInvalid
+from dbserve.plaintree import pointer, read_json, read_yaml
+
+MAX_FAULTS = 50
+
+Format = Literal["json", "yaml"]
+
+
+def parse_job(text: bytes, form: Format) -> JobSpec:
+    """The job that the text asks for. Raises SpecInvalid."""
+    tree = read_json(text) if form == "json" else read_yaml(text)
+    try:
+        return JobSpec.model_validate_json(json.dumps(tree, allow_nan=False))
+    except ValidationError as invalid:
+        raise SpecInvalid(faults(invalid, tree)) from None
+
+
+def read_job(text: bytes, *, form: Format, directory: Path) -> JobSpec:
+    """The job of a file in `directory`: its local relative uris mean files there. Raises SpecInvalid."""
+    spec = parse_job(text, form)
+    return spec.model_copy(update={"data": _anchored(spec.data, directory)})
+
+
+def digest(spec: JobSpec) -> str:
+    """sha256 of the canonical JSON, in hex: the same for JSON and YAML, and whether or not defaults are written out."""
+    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _anchored(data: DataSpec, directory: Path) -> DataSpec:
+    def anchor(uri: str | None) -> str | None:
+        if uri is None or "://" in uri or uri.startswith("builtin:"):
+            return uri
+        return str((directory / Path(uri).expanduser()).resolve())
+
+    return data.model_copy(update={"uri": anchor(data.uri), "test_uri": anchor(data.test_uri)})
+
+
+def faults(invalid: ValidationError, tree: object) -> tuple[Fault, ...]:
+    """One fault a place, in the order found; what a union's members say of the same place is joined."""
+    found: dict[str, Fault] = {}
+    for error in invalid.errors(include_url=False, include_input=False, include_context=False):
+        fault = _fault(error, tree)
+        earlier = found.get(fault.pointer)
+        if earlier and fault.message not in earlier.message:
+            fault = Fault(fault.pointer, fault.code, f"{earlier.message}; or: {fault.message}")
+        found[fault.pointer] = earlier if earlier and fault.message in earlier.message else fault
+        if len(found) == MAX_FAULTS:
+            break
+    return tuple(fault for fault in found.values() if not _other_member(fault, found))
+
+
+def _other_member(fault: Fault, found: Iterable[str]) -> bool:
+    """Whether a literal was only missed because another member of its union was meant, and is faulty inside."""
+    return fault.code == "literal_error" and any(place.startswith(fault.pointer + "/") for place in found)
+
+
+def _fault(error: ErrorDetails, tree: object) -> Fault:
+    place = tuple(_place(error, tree))
+    if error["type"] == "extra_forbidden":
+        return Fault(pointer(*place), "unknown_key", "unknown key" + _nearest(place))
+    if error["type"] == "missing":
+        return Fault(pointer(*place), "missing", "required, and not given")
+    return Fault(pointer(*place), error["type"], error["msg"].removeprefix("Value error, "))
+
+
+def _place(error: ErrorDetails, tree: object) -> Iterator[str | int]:
+    """The parts of pydantic's location that are places in the tree, not names of a union's members."""
+    for part in error["loc"]:
+        if isinstance(tree, dict) and part in tree:
+            tree = cast("dict[str | int, object]", tree)[part]
+        elif isinstance(tree, list) and isinstance(part, int):
+            tree = cast("list[object]", tree)[part]
+        elif error["type"] != "missing":
+            continue
+        yield part
+
+
+def _nearest(place: Sequence[str | int]) -> str:
+    """A hint, when a key that the contract knows is spelled much like the last part of the place."""
+    model: type[BaseModel] = JobSpec
+    for part in place[:-1]:
+        field = model.model_fields.get(str(part))
+        annotations = (field.annotation, *get_args(field.annotation)) if field else ()
+        nested = [known for known in annotations if isinstance(known, type) and issubclass(known, BaseModel)]
+        if not nested:
+            return ""
+        model = nested[0]
+    close = difflib.get_close_matches(str(place[-1]), model.model_fields, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
