@@ -1,0 +1,70 @@
+"""open_dataset(): the rows of a job as memory-mapped arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dbserve.contracts.job import DataSpec
+from dbserve.contracts.plan import DataFacts
+from dbserve.datasets import digits
+from dbserve.datasets.split import SplitSizes, split_sizes
+from dbserve.errors import DataInvalid
+from workers.data.cache import decoded
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one part. `images` (rows, height, width, channels) uint8, `labels` (rows,) int64; read-only."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    train: Split
+    validation: Split
+    test: Split
+
+
+def open_dataset(facts: DataFacts, spec: DataSpec, *, cache_dir: Path) -> ImageDataset:
+    """Open the shards of a planned job. The first process on a node decodes them into `cache_dir`, the others wait.
+
+    Raises DataInvalid on a corrupt or changed shard (naming shard and row), StorageError when the cache cannot be
+    written.
+    """
+    shards = facts.train_shards
+    if spec.uri == digits.URI:  # written per node: the planner's copy may lie on another one
+        shards = digits.digit_shards(cache_dir)
+    pool = _rows(shards, facts, spec, "/data/uri", cache_dir)
+    test = _rows(facts.test_shards, facts, spec, "/data/test_uri", cache_dir) if facts.test_shards else None
+    sizes = split_sizes(
+        len(pool),
+        test_rows=None if test is None else len(test),
+        test_fraction=spec.test_fraction,
+        validation_fraction=spec.validation_fraction,
+    )
+    if sizes != SplitSizes(train=facts.train_rows, validation=facts.validation_rows, test=facts.test_rows):
+        raise DataInvalid(f"the shards of {spec.uri} hold other rows than when the job was planned")
+    held_out = 0 if test is not None else sizes.test
+    return ImageDataset(
+        train=_slice(pool, held_out + sizes.validation, len(pool)),
+        validation=_slice(pool, held_out, held_out + sizes.validation),
+        test=_slice(pool, 0, held_out) if test is None else test,
+    )
+
+
+def _rows(shards: tuple[str, ...], facts: DataFacts, spec: DataSpec, pointer: str, cache_dir: Path) -> Split:
+    images, labels = decoded(shards, facts, spec, pointer=pointer, cache_dir=cache_dir)
+    return Split(images=images, labels=labels)
+
+
+def _slice(split: Split, start: int, stop: int) -> Split:
+    return Split(images=split.images[start:stop], labels=split.labels[start:stop])
