@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -30,6 +31,6 @@ def sample_sigmas(
     low, high = interval
     mass = torch.empty(count, dtype=torch.float64, device=generator.device)
     mass.uniform_(noise.cdf(low), noise.cdf(high), generator=generator)
-    normal: Tensor = torch.special.ndtri(mass)  # pyright: ignore[reportUnknownMemberType]
+    normal = cast(Tensor, torch.special.ndtri(mass))  # pyright: ignore[reportUnknownMemberType]
     sigma = (noise.p_mean + noise.p_std * normal).exp()
     return sigma.clamp(low, high).float()

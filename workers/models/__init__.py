@@ -1,0 +1,13 @@
+"""The networks: protocol.py and one file per architecture."""
+
+from workers.models.protocol import Architecture, Denoiser
+from workers.models.vit import VIT
+
+__all__ = ["ARCHITECTURES", "Architecture", "Denoiser", "architecture"]
+
+ARCHITECTURES: dict[str, Architecture] = {network.kind: network for network in (VIT,)}
+
+
+def architecture(kind: str) -> Architecture:
+    """The architecture of that kind; KeyError when there is none (the planner has refused it long before)."""
+    return ARCHITECTURES[kind]
