@@ -1,0 +1,87 @@
+"""What surrounds every request, as plain ASGI: its id, its metrics, the limit of its body, the last catch."""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dbserve.api.problems import from_http, unexpected
+from dbserve.metrics import HttpMetrics
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 1024 * 1024
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Envelope:
+    """Gives a request its id (from X-Request-ID, when sane), counts it, and turns what nobody caught into a 500."""
+
+    def __init__(self, app: ASGIApp, *, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        began = time.perf_counter()
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                self._metrics.observe(scope["method"], _template(scope), status, time.perf_counter() - began)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except Exception as error:
+            response = unexpected(Request(scope), error)
+            if status:  # too late to answer otherwise: break the connection, so that the client sees it
+                raise
+            await response(scope, receive, send_marked)
+        return None
+
+
+class BodyLimit:
+    """Refuses bodies over 1 MiB: by Content-Length at once, and while they stream in, however they are sent."""
+
+    def __init__(self, app: ASGIApp, *, limit: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > self._limit:
+            return await from_http(Request(scope), self._too_large())(scope, receive, send)
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise self._too_large()
+            return message
+
+        return await self._app(scope, receive_counted, send)
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"the body is larger than {self._limit} bytes", headers={"Connection": "close"})
+
+
+def _template(scope: Scope) -> str:
+    """The route's template, so that ids do not become label values."""
+    return getattr(scope.get("route"), "path", "unmatched")

@@ -1,0 +1,173 @@
+"""Every error leaves as application/problem+json (RFC 9457): what it is, where it is, and under which request id."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, cast
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import JsonValue
+from starlette.exceptions import HTTPException
+
+from dbserve.contracts.views import FaultView, Problem
+from dbserve.errors import (
+    BlockNotFound,
+    ClusterUnavailable,
+    ConfigInvalid,
+    DbserveError,
+    EventsGone,
+    IdempotencyMismatch,
+    IllegalTransition,
+    JobNotFound,
+    JobNotTerminal,
+    JobTerminal,
+    ModelNotFound,
+    ReportNotReady,
+    SpecInvalid,
+    StaleRun,
+    StoreUnavailable,
+)
+from dbserve.plaintree import pointer
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+
+_STATUS: Mapping[type[DbserveError], int] = {
+    ConfigInvalid: 422,
+    IdempotencyMismatch: 422,
+    JobNotFound: 404,
+    BlockNotFound: 404,
+    ModelNotFound: 404,
+    ReportNotReady: 409,
+    JobNotTerminal: 409,
+    JobTerminal: 409,
+    IllegalTransition: 409,
+    StaleRun: 409,
+    EventsGone: 410,
+    StoreUnavailable: 503,
+    ClusterUnavailable: 503,
+}
+
+_HTTP_CODES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 406: "not_acceptable"} | {
+    413: "body_too_large",
+    415: "unsupported_media_type",
+}
+
+
+def problem_response(
+    request: Request,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    *,
+    errors: Sequence[FaultView] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An error as a response. `title` is the kind's meaning, `detail` this occurrence."""
+    problem = Problem(
+        type=f"urn:dbserve:problem:{code}",
+        title=title,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        code=code,
+        request_id=request.scope.get("state", {}).get("request_id", ""),
+        errors=tuple(errors),
+    )
+    return JSONResponse(problem.model_dump(mode="json"), status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def explained(request: Request, error: DbserveError) -> Response:
+    """A typed error of ours."""
+    status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
+    errors: tuple[FaultView, ...] = ()
+    match error:
+        case SpecInvalid():
+            errors = tuple(FaultView(**fault._asdict()) for fault in error.faults)
+        case ConfigInvalid():
+            errors = (FaultView(pointer=error.pointer, code=error.code, message=str(error)),)
+        case _:
+            pass
+    if status >= 500:
+        log.warning("%s: %s", error.code, error)
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+    title = (type(error).__doc__ or error.code).partition("\n")[0]
+    return problem_response(request, status, error.code, title, str(error), errors=errors, headers=headers)
+
+
+def unexpected(request: Request, error: Exception) -> Response:
+    """A mistake of ours: the log has the story, the answer has the id to find it by."""
+    request_id = request.scope.get("state", {}).get("request_id", "")
+    log.error("request %s failed: %s %s", request_id, request.method, request.url.path, exc_info=error)
+    return problem_response(
+        request,
+        500,
+        "internal_error",
+        "The server failed.",
+        "The server failed; its log tells why under this request id.",
+    )
+
+
+def from_http(request: Request, error: HTTPException) -> Response:
+    """No such route, no such method, and what the middlewares refuse."""
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    title = HTTPStatus(error.status_code).phrase
+    return problem_response(request, error.status_code, code, title, str(error.detail), headers=error.headers)
+
+
+def invalid_parameters(request: Request, error: RequestValidationError) -> Response:
+    """Query, path and header parameters. FastAPI's own answer would echo the input."""
+    faults = [
+        FaultView(
+            pointer=pointer(*cast("tuple[str | int, ...]", fault["loc"])),
+            code="unknown_parameter" if fault["type"] == "extra_forbidden" else fault["type"],
+            message="no such parameter" if fault["type"] == "extra_forbidden" else fault["msg"],
+        )
+        for fault in cast("Sequence[dict[str, Any]]", error.errors())
+    ]
+    detail = f"{faults[0].pointer}: {faults[0].message}" if faults else "invalid parameters"
+    return problem_response(
+        request, 422, "invalid_parameter", "A parameter of the request is invalid.", detail, errors=faults
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make every expected exception a problem. What is left over is caught by the outermost middleware."""
+    handlers: dict[Any, Any] = {
+        DbserveError: explained,
+        HTTPException: from_http,
+        RequestValidationError: invalid_parameters,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def _documented(status: int, meaning: str) -> dict[str, Any]:
+    schema: dict[str, JsonValue] = {"$ref": "#/components/schemas/Problem"}
+    return {"description": meaning, "content": {MEDIA_TYPE: {"schema": schema}}}
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: _documented(status, meaning)
+    for status, meaning in {
+        401: "The API key is missing or wrong",
+        404: "Not known",
+        409: "Not possible as things stand",
+        410: "The history was trimmed; read the state and start again",
+        413: "The body is larger than 1 MiB",
+        415: "Neither JSON nor YAML",
+        422: "Invalid; `errors` points at each fault",
+        500: "The server failed",
+        503: "Redis does not answer; try again after Retry-After seconds",
+    }.items()
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route, for its OpenAPI description."""
+    return {status: PROBLEMS[status] for status in (*statuses, 401, 500, 503)}

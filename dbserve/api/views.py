@@ -1,0 +1,178 @@
+"""A snapshot as the REST API shows it. Pure."""
+
+from datetime import UTC, datetime
+
+from dbserve.contracts.card import ArchitectureCard
+from dbserve.contracts.plan import TaskKind
+from dbserve.contracts.snapshot import JobSnapshot, ModelRecord
+from dbserve.contracts.status import TERMINAL_JOB, LoggedEvent, LogLine, TaskState
+from dbserve.contracts.views import (
+    ArchitectureView,
+    BlockView,
+    CheckpointView,
+    EventView,
+    JobLinks,
+    JobSummary,
+    JobView,
+    LogView,
+    ModelSummary,
+    ModelView,
+    ProgressView,
+    TaskView,
+)
+from dbserve.errors import BlockNotFound
+from dbserve.progress import eta_seconds, peak_bytes, step_of, task_eta_seconds
+
+
+def job_summary(snapshot: JobSnapshot) -> JobSummary:
+    record = snapshot.record
+    return JobSummary(
+        id=record.id,
+        name=record.name,
+        labels=record.labels,
+        architecture=snapshot.plan.contract.architecture,
+        status=snapshot.status,
+        reason=snapshot.reason,
+        message=snapshot.message,
+        created_at=_utc(record.created_at),
+        finished_at=_when(record.finished_at),
+        progress=_progress(snapshot),
+    )
+
+
+def job_view(snapshot: JobSnapshot) -> JobView:
+    tasks = tuple(task_view(snapshot, task.name) for task in snapshot.plan.tasks)
+    return JobView(
+        **dict(job_summary(snapshot)),
+        blocks=tuple(task for task in tasks if task.kind is TaskKind.BLOCK),
+        tasks=tasks,
+        memory_ratio=snapshot.plan.memory_ratio,
+        contract_hash=snapshot.plan.contract_hash,
+        warnings=snapshot.plan.warnings,
+        spec=snapshot.spec,
+        links=_links(snapshot),
+    )
+
+
+def task_view(snapshot: JobSnapshot, name: str) -> TaskView:
+    task, total, step = snapshot.tasks[name], snapshot.plan.task(name).steps, step_of(snapshot, name)
+    progress = snapshot.progress.get(name)
+    waits = task.state is TaskState.PENDING and task.not_before > 0
+    return TaskView(
+        name=name,
+        kind=task.kind,
+        index=task.index,
+        status=task.state,
+        attempt=task.run.attempt,
+        max_attempts=task.max_attempts,
+        reason=task.reason,
+        message=task.message,
+        node=task.node,
+        step=step,
+        total=total,
+        percent=_percent(step, total, done=task.state is TaskState.SUCCEEDED),
+        eta_seconds=task_eta_seconds(snapshot, name),
+        loss=progress.loss if progress else None,
+        samples_per_second=progress.samples_per_second if progress else None,
+        memory_peak=peak_bytes(progress.memory) if progress else None,
+        heartbeat_at=_when(progress.heartbeat_at) if progress else None,
+        retry_at=_utc(task.not_before) if waits else None,
+    )
+
+
+def block_views(snapshot: JobSnapshot) -> tuple[BlockView, ...]:
+    """The blocks that this job trains, block 0 first."""
+    return tuple(block_view(snapshot, task.index) for task in snapshot.plan.tasks if task.kind is TaskKind.BLOCK)
+
+
+def block_view(snapshot: JobSnapshot, index: int) -> BlockView:
+    """Raises BlockNotFound when the job does not train a block of this index."""
+    names = [task.name for task in snapshot.plan.tasks if task.kind is TaskKind.BLOCK and task.index == index]
+    if not names:
+        raise BlockNotFound(f"job {snapshot.record.id} trains no block {index}; it cuts {len(snapshot.plan.blocks)}")
+    task, plan, progress = snapshot.tasks[names[0]], snapshot.plan.blocks[index], snapshot.progress.get(names[0])
+    return BlockView(
+        **dict(task_view(snapshot, names[0])),
+        layers=plan.layers,
+        sigma_min=plan.sigma_min,
+        sigma_max=plan.sigma_max,
+        train_sigma_min=plan.train_sigma_min,
+        train_sigma_max=plan.train_sigma_max,
+        parameters=plan.parameters,
+        memory_predicted=plan.memory,
+        memory_measured=progress.memory if progress else None,
+        grad_norm=progress.grad_norm if progress else None,
+        learning_rate=progress.learning_rate if progress else None,
+        samples_total=progress.samples_total if progress else 0,
+        data_wait_seconds_total=progress.data_wait_seconds_total if progress else 0.0,
+        last_step_at=_when(progress.last_step_at) if progress else None,
+        last_checkpoint=CheckpointView.model_validate(task.checkpoints[-1].model_dump()) if task.checkpoints else None,
+        restarts=task.restarts,
+        gpu=task.gpu,
+        pid=task.pid,
+        started_at=_when(task.started_at),
+        finished_at=_when(task.finished_at),
+    )
+
+
+def event_view(event: LoggedEvent) -> EventView:
+    return EventView.model_validate(event.model_dump())
+
+
+def log_view(line: LogLine) -> LogView:
+    return LogView.model_validate(line.model_dump())
+
+
+def model_summary(model: ModelRecord) -> ModelSummary:
+    return ModelSummary(
+        id=model.id,
+        job_id=model.job_id,
+        name=model.name,
+        version=model.version,
+        created_at=_utc(model.created_at),
+        contract_hash=model.contract_hash,
+        download=f"/v1/models/{model.id}/download",
+    )
+
+
+def model_view(model: ModelRecord) -> ModelView:
+    return ModelView(**dict(model_summary(model)), path=model.path, manifest=model.manifest)
+
+
+def architecture_view(card: ArchitectureCard) -> ArchitectureView:
+    properties = card.options_schema.get("properties")
+    known = properties if isinstance(properties, dict) else {}
+    defaults = {name: rule["default"] for name, rule in known.items() if isinstance(rule, dict) and "default" in rule}
+    return ArchitectureView(kind=card.kind, summary=card.summary, options_schema=card.options_schema, defaults=defaults)
+
+
+def _progress(snapshot: JobSnapshot) -> ProgressView:
+    step = sum(step_of(snapshot, task.name) for task in snapshot.plan.tasks)
+    total = sum(task.steps for task in snapshot.plan.tasks)
+    return ProgressView(step=step, total=total, percent=_percent(step, total), eta_seconds=eta_seconds(snapshot))
+
+
+def _percent(step: int, total: int, *, done: bool = False) -> float:
+    return round(100.0 * step / total, 1) if total else 100.0 * done
+
+
+def _links(snapshot: JobSnapshot) -> JobLinks:
+    here = f"/v1/jobs/{snapshot.record.id}"
+    done = {task.kind for task in snapshot.tasks.values() if task.state is TaskState.SUCCEEDED}
+    return JobLinks(
+        self=here,
+        blocks=f"{here}/blocks",
+        events=f"{here}/events",
+        logs=f"{here}/logs",
+        cancel=None if snapshot.status in TERMINAL_JOB else f"{here}/cancel",
+        report=f"{here}/report" if TaskKind.EVALUATION in done else None,
+        model=f"/v1/models/{snapshot.record.id}" if TaskKind.ASSEMBLY in done else None,
+    )
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _when(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _utc(seconds)

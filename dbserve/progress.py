@@ -1,0 +1,94 @@
+"""How far a job has come, and when it will be done: read off one snapshot. Pure."""
+
+from collections.abc import Mapping
+
+from dbserve.contracts.plan import TRAINED, TaskKind, TaskPlan
+from dbserve.contracts.snapshot import JobSnapshot
+from dbserve.contracts.status import TERMINAL, TERMINAL_JOB, JobStatus, MemoryBytes, TaskState
+
+
+def step_of(snapshot: JobSnapshot, name: str) -> int:
+    """Steps a task has behind it: what its attempt has told, else what its last checkpoint holds."""
+    task, total = snapshot.tasks[name], snapshot.plan.task(name).steps
+    if task.state is TaskState.SUCCEEDED:
+        return total
+    if (progress := snapshot.progress.get(name)) is not None:
+        return min(progress.step, total)
+    return task.checkpoints[-1].step if task.checkpoints else 0
+
+
+def task_eta_seconds(snapshot: JobSnapshot, name: str) -> float | None:
+    """Remaining steps over the current attempt's own steps per second. None: it has told no speed."""
+    rate = _steps_per_second(snapshot, name)
+    return (snapshot.plan.task(name).steps - step_of(snapshot, name)) / rate if rate else None
+
+
+def eta_seconds(snapshot: JobSnapshot) -> float | None:
+    """Seconds until all training has ended, by Graham's bound for a list of tasks on as many workers as run now.
+
+    Every unfinished task takes (remaining steps) / (steps per second), where steps per second = samples_per_second /
+    batch_size of its own current attempt; a task that has not told its speed is taken to be as fast as the running
+    tasks, layer for layer. The answer is the larger of the longest task and the sum over the tasks that run now. It is
+    too long while a trunk runs alone, and leaves out start-up, assembly and evaluation (seconds, usually).
+    None: no running task has told its speed yet, or the job ended without success.
+    """
+    if snapshot.status in TERMINAL_JOB:
+        return 0.0 if snapshot.status is JobStatus.SUCCEEDED else None
+    waiting = [task for task in snapshot.plan.tasks if task.kind in TRAINED and _unfinished(snapshot, task.name)]
+    if not waiting:
+        return 0.0
+    rates = {
+        task.name: rate for task in waiting if (rate := _steps_per_second(snapshot, task.name)) is not None and rate > 0
+    }
+    if not rates:
+        return None
+    layer_rate = sum(rate * _layers(snapshot, snapshot.plan.task(name)) for name, rate in rates.items()) / len(rates)
+    seconds = [_seconds(snapshot, task, rates, layer_rate) for task in waiting]
+    return max(*seconds, sum(seconds) / len(rates))
+
+
+def measured_memory_ratio(snapshot: JobSnapshot) -> float | None:
+    """Largest measured block / measured end-to-end. None: one of the two has not been measured."""
+    peaks = {name: peak_bytes(progress.memory) for name, progress in snapshot.progress.items()}
+    blocks = [peaks.get(task.name) for task in snapshot.plan.tasks if task.kind is TaskKind.BLOCK]
+    end_to_end = [peaks.get(task.name) for task in snapshot.plan.tasks if task.kind is TaskKind.END_TO_END]
+    measured = [peak for peak in blocks if peak]
+    if len(measured) < len(blocks) or not measured or not end_to_end or not end_to_end[0]:
+        return None
+    return max(measured) / end_to_end[0]
+
+
+def peak_bytes(memory: MemoryBytes) -> int | None:
+    """Measured bytes of one network in training; None before they were measured."""
+    if memory.peak is not None:
+        return memory.peak
+    kinds = (memory.parameters, memory.gradients, memory.optimizer, memory.activations)
+    known = [kind for kind in kinds if kind is not None]
+    return sum(known) if len(known) == len(kinds) else None
+
+
+def _unfinished(snapshot: JobSnapshot, name: str) -> bool:
+    return snapshot.tasks[name].state not in TERMINAL
+
+
+def _steps_per_second(snapshot: JobSnapshot, name: str) -> float | None:
+    progress = snapshot.progress.get(name)
+    if progress is None or not progress.samples_per_second or snapshot.tasks[name].state is not TaskState.RUNNING:
+        return None
+    return progress.samples_per_second / snapshot.spec.training.batch_size
+
+
+def _layers(snapshot: JobSnapshot, task: TaskPlan) -> int:
+    match task.kind:
+        case TaskKind.BLOCK:
+            start, stop = snapshot.plan.blocks[task.index].layers
+        case TaskKind.END_TO_END:
+            start, stop = snapshot.plan.end_to_end.layers
+        case _:
+            start, stop = snapshot.plan.shallow.layers
+    return max(1, stop - start)
+
+
+def _seconds(snapshot: JobSnapshot, task: TaskPlan, rates: Mapping[str, float], layer_rate: float) -> float:
+    rate = rates.get(task.name) or layer_rate / _layers(snapshot, task)
+    return (task.steps - step_of(snapshot, task.name)) / rate
