@@ -77,6 +77,12 @@ class ModelNotFound(DbserveError):
         self.model_id = model_id
 
 
+class ArchitectureNotFound(DbserveError):
+    """No architecture of this kind is known."""
+
+    code = "architecture_not_found"
+
+
 class ReportNotReady(DbserveError):
     """The job has not been evaluated yet."""
 
