@@ -1,14 +1,39 @@
-"""Checkpoints: whole or invisible. Content first, the manifest with its digests last, then one rename."""
+"""Checkpoints: whole or invisible. Content first, the manifest with its digests last, then one rename.
+
+<attempt directory>/step-00000200/weights.safetensors    metadata: contract_hash, run, step
+                                 /optimizer.safetensors  the same
+                                 /summary.json           TrainingSummary
+                                 /manifest.json          CheckpointManifest: sha256 and size of each, the contract
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from pydantic import BaseModel
+import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from dbserve.contracts.plan import Contract
 from dbserve.contracts.report import LossPoint
 from dbserve.contracts.status import MemoryBytes
+from dbserve.errors import CheckpointInvalid, ContractMismatch, StorageError
+from workers.storage import (
+    FileDigest,
+    check_digest,
+    digest,
+    read_metadata,
+    read_tensors,
+    remove_directory,
+    remove_partial,
+    whole_directory,
+    write_tensors,
+)
+
+WEIGHTS, OPTIMIZER, SUMMARY, MANIFEST = "weights.safetensors", "optimizer.safetensors", "summary.json", "manifest.json"
+_CONTENT = (WEIGHTS, OPTIMIZER, SUMMARY)
 
 
 class TrainingSummary(BaseModel, frozen=True):
@@ -25,10 +50,146 @@ class TrainingSummary(BaseModel, frozen=True):
 class TrainingState:
     """All that a resumed training needs. Random numbers are a function of (seed, task, step) and are not kept.
 
-    `weights` and `optimizer` hold CPU tensors; the optimizer's are flat: "exp_avg.<parameter>", "exp_avg_sq.<parameter>", "step".
+    `weights` and `optimizer` hold CPU tensors; the optimizer's are flat: "exp_avg.<parameter>",
+    "exp_avg_sq.<parameter>", "step".
     """
 
     step: int
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     summary: TrainingSummary
+
+
+class CheckpointManifest(BaseModel, frozen=True):
+    """The last file written; without it a directory is no checkpoint."""
+
+    format: int = 1
+    run: str  # "<job>/<task>/<attempt>": who wrote it
+    step: int
+    contract: Contract
+    contract_hash: str
+    files: dict[str, FileDigest]
+    torch: str
+
+    @property
+    def task(self) -> str:
+        """Raises CheckpointInvalid when `run` does not name one."""
+        parts = self.run.split("/")
+        if len(parts) != 3:
+            raise CheckpointInvalid(f"run {self.run!r} is not <job>/<task>/<attempt>")
+        return parts[1]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A committed checkpoint: its directory, and the digest that the store's pointer carries."""
+
+    path: Path
+    manifest_sha256: str
+
+
+def save(directory: Path, state: TrainingState, *, contract: Contract, contract_hash: str, run_label: str) -> Saved:
+    """Write `directory`/step-<step>, where `directory` belongs to one attempt of one task alone.
+
+    `run_label` is str(Run). Raises StorageError when it cannot be written whole; nothing is left behind then.
+    """
+    if contract.digest() != contract_hash:
+        raise ContractMismatch(f"contract_hash {contract_hash} is not the digest of the contract to be saved")
+    target = directory / f"step-{state.step:08d}"
+    metadata = {"contract_hash": contract_hash, "run": run_label, "step": str(state.step)}
+    with whole_directory(target) as building:
+        write_tensors(building / WEIGHTS, state.weights, metadata)
+        write_tensors(building / OPTIMIZER, state.optimizer, metadata)
+        (building / SUMMARY).write_text(state.summary.model_dump_json(), encoding="utf-8")
+        manifest = CheckpointManifest(
+            run=run_label,
+            step=state.step,
+            contract=contract,
+            contract_hash=contract_hash,
+            files={name: digest(building / name) for name in _CONTENT},
+            torch=torch.__version__,
+        )
+        (building / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        manifest_sha256 = digest(building / MANIFEST).sha256
+    return Saved(path=target, manifest_sha256=manifest_sha256)
+
+
+def load(directory: Path, *, contract: Contract, expect_sha256: str | None = None) -> TrainingState:
+    """The state in a checkpoint directory, every byte verified first.
+
+    Raises ContractMismatch naming the fields that differ, CheckpointInvalid naming the file or field that is wrong.
+    `expect_sha256` is the digest of the manifest that the store points at.
+    """
+    verify(directory, contract=contract, expect_sha256=expect_sha256)
+    try:
+        summary = TrainingSummary.model_validate_json((directory / SUMMARY).read_bytes())
+    except ValidationError as error:
+        raise CheckpointInvalid(f"{directory / SUMMARY}: {_where(error)}") from error
+    return TrainingState(
+        step=read_manifest(directory).step,
+        weights=read_tensors(directory / WEIGHTS),
+        optimizer=read_tensors(directory / OPTIMIZER),
+        summary=summary,
+    )
+
+
+def verify(directory: Path, *, contract: Contract, expect_sha256: str | None = None) -> CheckpointManifest:
+    """The manifest, once the contract and every file's bytes are found to agree with it. Raises as load() does."""
+    manifest = read_manifest(directory, expect_sha256=expect_sha256)
+    refuse_other_contract(manifest.contract, manifest.contract_hash, contract, str(directory))
+    if set(manifest.files) != set(_CONTENT):
+        raise CheckpointInvalid(f"{directory / MANIFEST}: files are {sorted(manifest.files)}, not {sorted(_CONTENT)}")
+    for name, expected in manifest.files.items():
+        check_digest(directory / name, expected)
+    said = {"contract_hash": manifest.contract_hash, "run": manifest.run, "step": str(manifest.step)}
+    for name in (WEIGHTS, OPTIMIZER):
+        refuse_other_metadata(directory / name, said)
+    return manifest
+
+
+def read_manifest(directory: Path, *, expect_sha256: str | None = None) -> CheckpointManifest:
+    """Raises CheckpointInvalid when the manifest is missing, another one, or not a manifest."""
+    path = directory / MANIFEST
+    try:
+        if expect_sha256 is not None and digest(path).sha256 != expect_sha256:
+            raise CheckpointInvalid(f"{path}: sha256 is not the one the checkpoint was committed with")
+        return CheckpointManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointInvalid(f"{path} is missing: no whole checkpoint lies there") from error
+    except ValidationError as error:
+        raise CheckpointInvalid(f"{path}: {_where(error)}") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def refuse_other_contract(found: Contract, found_hash: str, wanted: Contract, where: str) -> None:
+    """Raises ContractMismatch naming the differing fields, CheckpointInvalid when hash and contract disagree."""
+    if differing := found.differences(wanted):
+        raise ContractMismatch(f"{where} was made under another contract; these fields differ: {', '.join(differing)}")
+    if found_hash != found.digest():
+        raise CheckpointInvalid(f"{where}: contract_hash is not the digest of its contract")
+
+
+def refuse_other_metadata(path: Path, wanted: Mapping[str, str]) -> None:
+    """Raises ContractMismatch naming the entry of a tensor file's own metadata that is not the wanted one."""
+    found = read_metadata(path)
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ContractMismatch(f"{path}: {name} is {found.get(name)!r} in the file, {value!r} was expected")
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Keep the newest `keep` checkpoints of an attempt's directory; clear away what a killed writer left.
+
+    Only for the attempt that writes there. Raises ValueError when keep < 1.
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep}: the newest checkpoint must stay")
+    for old in sorted(directory.glob("step-*"))[:-keep]:
+        remove_directory(old)
+    remove_partial(directory)
+
+
+def _where(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"

@@ -1,0 +1,163 @@
+"""Assembly: B trained blocks and their plan become one model directory; and back, refusing what does not belong.
+
+    models/<model_id>/block-0.safetensors ...  metadata: contract_hash, block, layers
+                     /model.json               ModelManifest, written last
+
+Accuracy does not reveal a wrong order or a foreign code table (docs/method.md), so the files themselves must.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, JsonValue, ValidationError
+from torch import Tensor, nn
+
+from dbserve.contracts.plan import BlockPlan, Contract, JobPlan, TaskKind
+from dbserve.errors import CheckpointInvalid, ContractMismatch, StorageError
+from workers import checkpoint
+from workers.models import architecture
+from workers.storage import FileDigest, check_digest, digest, read_tensors, whole_directory, write_tensors
+
+MODEL = "model.json"
+
+
+class BlockEntry(BaseModel, frozen=True):
+    """One block of an assembled model, and where it comes from."""
+
+    index: int
+    file: str
+    bytes: FileDigest
+    layers: tuple[int, int]  # [start, stop)
+    sigma_min: float
+    sigma_max: float
+    parameters: int  # a count
+    steps: int
+    source: str  # "<job>/<task>/<attempt>"
+
+
+class ModelManifest(BaseModel, frozen=True):
+    """model.json: everything needed to load the model, and where each block comes from."""
+
+    format: int = 1
+    job_id: str
+    created_at: str  # ISO 8601, UTC
+    contract: Contract
+    contract_hash: str
+    blocks: tuple[BlockEntry, ...]  # block 0 owns sigma_max and comes first
+    lineage: dict[str, JsonValue]
+
+
+def assemble(
+    plan: JobPlan,
+    checkpoints: Mapping[int, Path],
+    target: Path,
+    *,
+    job_id: str,
+    lineage: Mapping[str, JsonValue] | None = None,
+) -> ModelManifest:
+    """Put the blocks' final checkpoints (block index -> directory) together in `target`, at once or not at all.
+
+    Raises ContractMismatch naming the field when a checkpoint was made under another contract or is another block's,
+    CheckpointInvalid when one is missing, damaged or not trained to its end, StorageError when `target` exists or
+    cannot be written.
+    """
+    if missing := [block.index for block in plan.blocks if block.index not in checkpoints]:
+        raise CheckpointInvalid(f"no checkpoint of block {', '.join(map(str, missing))}: nothing to assemble")
+    with whole_directory(target) as building:
+        manifest = ModelManifest(
+            job_id=job_id,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            contract=plan.contract,
+            contract_hash=plan.contract_hash,
+            blocks=tuple(_take(block, plan, checkpoints[block.index], building) for block in plan.blocks),
+            lineage=dict(lineage or {}),
+        )
+        (building / MODEL).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    return manifest
+
+
+def load_model(directory: Path, *, contract: Contract | None = None) -> tuple[ModelManifest, tuple[nn.Module, ...]]:
+    """The model's manifest and its blocks in order, on the CPU, in evaluation mode.
+
+    Raises ContractMismatch naming the field where the model is not of `contract` or a file is not the block its place
+    asks for, CheckpointInvalid where bytes were changed or are missing.
+    """
+    manifest = _read_manifest(directory)
+    checkpoint.refuse_other_contract(
+        manifest.contract, manifest.contract_hash, contract or manifest.contract, str(directory)
+    )
+    expected = tuple(range(len(manifest.contract.layers)))
+    if (found := tuple(entry.index for entry in manifest.blocks)) != expected:
+        raise ContractMismatch(f"{directory / MODEL}: blocks are in the order {found}, the contract has {expected}")
+    return manifest, tuple(_load_block(directory, entry, manifest) for entry in manifest.blocks)
+
+
+def _take(block: BlockPlan, plan: JobPlan, source: Path, building: Path) -> BlockEntry:
+    task = next(task for task in plan.tasks if task.kind is TaskKind.BLOCK and task.index == block.index)
+    manifest = checkpoint.verify(source, contract=plan.contract)
+    if manifest.task != task.name:
+        raise ContractMismatch(
+            f"{source}: task is {manifest.task!r}, but block {block.index} is trained by {task.name!r}"
+        )
+    if manifest.step != task.steps:
+        raise CheckpointInvalid(f"{source}: step is {manifest.step}, but {task.name} ends at {task.steps}")
+    file = f"block-{block.index}.safetensors"
+    weights = read_tensors(source / checkpoint.WEIGHTS)
+    write_tensors(building / file, weights, _metadata(plan.contract_hash, block.index, block.layers))
+    return BlockEntry(
+        index=block.index,
+        file=file,
+        bytes=digest(building / file),
+        layers=block.layers,
+        sigma_min=block.sigma_min,
+        sigma_max=block.sigma_max,
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        steps=manifest.step,
+        source=manifest.run,
+    )
+
+
+def _metadata(contract_hash: str, index: int, layers: tuple[int, int]) -> dict[str, str]:
+    return {"contract_hash": contract_hash, "block": str(index), "layers": f"{layers[0]}:{layers[1]}"}
+
+
+def _read_manifest(directory: Path) -> ModelManifest:
+    path = directory / MODEL
+    try:
+        return ModelManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointInvalid(f"{path} is missing: no whole model lies there") from error
+    except ValidationError as error:
+        raise CheckpointInvalid(f"{path} is no model manifest: {error.errors(include_url=False)[0]['loc']}") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def _load_block(directory: Path, entry: BlockEntry, manifest: ModelManifest) -> nn.Module:
+    if entry.layers != manifest.contract.layers[entry.index]:
+        raise ContractMismatch(f"{directory / MODEL}: layers of block {entry.index} are not the contract's")
+    path = directory / f"block-{entry.index}.safetensors"  # never a name out of the manifest
+    checkpoint.refuse_other_metadata(path, _metadata(manifest.contract_hash, entry.index, entry.layers))
+    check_digest(path, entry.bytes)
+    return network_of(manifest.contract, entry.layers, read_tensors(path), where=str(path))
+
+
+def network_of(contract: Contract, layers: tuple[int, int], weights: Mapping[str, Tensor], *, where: str) -> nn.Module:
+    """A block with these weights, in evaluation mode. Raises CheckpointInvalid naming the tensors that do not fit."""
+    # building draws an initialisation; nobody else's random numbers may move by it
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        network = architecture(contract.architecture).denoiser(contract, layers[1] - layers[0])
+    return filled(network, weights, where=where)
+
+
+def filled(network: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> nn.Module:
+    """The network with these weights, in evaluation mode. Raises CheckpointInvalid naming what does not fit."""
+    try:
+        network.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:
+        raise CheckpointInvalid(f"{where} does not fit the contract's network: {error}") from error
+    return network.eval()

@@ -1,0 +1,115 @@
+"""Files that must be trusted later: tensors with metadata, digests, and directories that are whole or invisible."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from dbserve.errors import CheckpointInvalid, StorageError
+
+
+class FileDigest(BaseModel, frozen=True):
+    """A file's bytes, as a manifest names them."""
+
+    sha256: str
+    size: int
+
+
+@contextmanager
+def whole_directory(target: Path) -> Generator[Path]:
+    """A temporary directory beside `target`; what the body writes there becomes `target` at once, or never.
+
+    Files and directories are synced before the rename, the parent after it. Raises StorageError when the disk is full,
+    the target exists already, or anything else cannot be written; nothing is left behind then.
+    """
+    building = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
+    try:
+        building.mkdir(parents=True)
+        yield building
+        for path in [*building.iterdir(), building]:
+            _sync(path)
+        building.rename(target)
+        _sync(target.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StorageError(f"cannot write {target}: {error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory that others may list: it vanishes under its name at once, never half of it."""
+    doomed = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_partial(parent: Path) -> None:
+    """Clear away what killed writers left in `parent`. Only for the one writer of that directory."""
+    for left_behind in parent.glob(".*.partial"):
+        shutil.rmtree(left_behind, ignore_errors=True)
+
+
+def digest(path: Path) -> FileDigest:
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileDigest(sha256=sha256, size=path.stat().st_size)
+
+
+def check_digest(path: Path, expected: FileDigest) -> None:
+    """Raises CheckpointInvalid, naming the file, when it is missing or its bytes are others."""
+    try:
+        size = path.stat().st_size
+        if size != expected.size:
+            raise CheckpointInvalid(f"{path}: size is {size} bytes, the manifest says {expected.size}")
+        if digest(path).sha256 != expected.sha256:
+            raise CheckpointInvalid(f"{path}: sha256 is not the manifest's; its bytes were changed")
+    except FileNotFoundError as error:
+        raise CheckpointInvalid(f"{path} is missing") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file. Inside whole_directory, which explains the errors of a full disk."""
+    save_file = cast("Any", safetensors.torch).save_file
+    save_file(dict(tensors), path, metadata={"format": "pt", **metadata})
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Raises CheckpointInvalid when the file is missing or no safetensors file."""
+    try:
+        with cast("Any", safetensors).safe_open(path, framework="pt") as file:
+            return cast("dict[str, str]", file.metadata() or {})
+    except (FileNotFoundError, safetensors.SafetensorError) as error:
+        raise CheckpointInvalid(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors, on the CPU. Raises CheckpointInvalid when the file is no safetensors file."""
+    try:
+        return cast("dict[str, Tensor]", cast("Any", safetensors.torch).load_file(path))
+    except (FileNotFoundError, safetensors.SafetensorError) as error:
+        raise CheckpointInvalid(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
