@@ -1,9 +1,9 @@
 """Checkpoints: whole or invisible. Content first, the manifest with its digests last, then one rename.
 
-<attempt directory>/step-00000200/weights.safetensors    metadata: contract_hash, run, step
-                                 /optimizer.safetensors  the same
-                                 /summary.json           TrainingSummary
-                                 /manifest.json          CheckpointManifest: sha256 and size of each, the contract
+.../attempt-1/step-00000200/weights.safetensors    metadata: contract_hash, run, step
+                           /optimizer.safetensors  the same
+                           /summary.json           TrainingSummary
+                           /manifest.json          CheckpointManifest: sha256 and size of each, the contract
 """
 
 from __future__ import annotations
@@ -89,15 +89,14 @@ class Saved:
 
 
 def save(directory: Path, state: TrainingState, *, contract: Contract, contract_hash: str, run_label: str) -> Saved:
-    """Write `directory`/step-<step>, where `directory` belongs to one attempt of one task alone.
+    """Write the checkpoint `directory`, e.g. .../attempt-1/step-00000200, which must not exist yet.
 
     `run_label` is str(Run). Raises StorageError when it cannot be written whole; nothing is left behind then.
     """
     if contract.digest() != contract_hash:
         raise ContractMismatch(f"contract_hash {contract_hash} is not the digest of the contract to be saved")
-    target = directory / f"step-{state.step:08d}"
     metadata = {"contract_hash": contract_hash, "run": run_label, "step": str(state.step)}
-    with whole_directory(target) as building:
+    with whole_directory(directory) as building:
         write_tensors(building / WEIGHTS, state.weights, metadata)
         write_tensors(building / OPTIMIZER, state.optimizer, metadata)
         (building / SUMMARY).write_text(state.summary.model_dump_json(), encoding="utf-8")
@@ -111,7 +110,7 @@ def save(directory: Path, state: TrainingState, *, contract: Contract, contract_
         )
         (building / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         manifest_sha256 = digest(building / MANIFEST).sha256
-    return Saved(path=target, manifest_sha256=manifest_sha256)
+    return Saved(path=directory, manifest_sha256=manifest_sha256)
 
 
 def load(directory: Path, *, contract: Contract, expect_sha256: str | None = None) -> TrainingState:
@@ -179,7 +178,7 @@ def refuse_other_metadata(path: Path, wanted: Mapping[str, str]) -> None:
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints of an attempt's directory; clear away what a killed writer left.
+    """Keep the newest `keep` checkpoints (step-*) in an attempt's directory; clear away what a killed writer left.
 
     Only for the attempt that writes there. Raises ValueError when keep < 1.
     """
