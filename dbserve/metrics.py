@@ -75,9 +75,10 @@ def render(
 ) -> tuple[bytes, str]:
     """The exposition and its media type. `snapshots` None: Redis does not answer, and dbserve_redis_up says so."""
     encode, media_type = choose_encoder(accept)
-    return encode(
-        _Families([*_of_process(snapshots is not None), *job_families(snapshots or (), work), *http.registry.collect()])
-    ), media_type
+    families = [*_of_process(redis_up=snapshots is not None), *http.registry.collect()]
+    if snapshots is not None:
+        families += job_families(snapshots, work)
+    return encode(_Families(families)), media_type
 
 
 class _Families:
@@ -88,7 +89,7 @@ class _Families:
         return self._families
 
 
-def _of_process(redis_up: bool) -> Iterator[Metric]:
+def _of_process(*, redis_up: bool) -> Iterator[Metric]:
     build = GaugeMetricFamily(
         "dbserve_build_info", "Versions installed here.", labels=("version", "ray_version", "torch_version")
     )

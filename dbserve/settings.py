@@ -1,5 +1,6 @@
 """Settings of one process, read once from the environment (prefix `DBSERVE_`) by the composition root."""
 
+import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ class Settings(BaseSettings):
             for name, value in values.items()
             if value is not None
         }
+
+
+def refuse_open_door(settings: Settings) -> None:
+    """Raises StartupRefused when others than this machine could reach an API that asks for no key."""
+    if settings.api_key is None and not _is_loopback(settings.host):
+        raise StartupRefused(f"{settings.host} can be reached from outside: set {PREFIX}API_KEY, or bind to 127.0.0.1")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_settings(**overrides: Any) -> Settings:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from dbserve.contracts.views import FaultView, Problem
 from dbserve.errors import (
+    ArchitectureNotFound,
     BlockNotFound,
     ClusterUnavailable,
     ConfigInvalid,
@@ -42,6 +43,7 @@ _STATUS: Mapping[type[DbserveError], int] = {
     JobNotFound: 404,
     BlockNotFound: 404,
     ModelNotFound: 404,
+    ArchitectureNotFound: 404,
     ReportNotReady: 409,
     JobNotTerminal: 409,
     JobTerminal: 409,

@@ -1,0 +1,75 @@
+"""Wiring: settings and a store become the ASGI application."""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import Depends, FastAPI
+
+from dbserve import __version__
+from dbserve.api import architectures, events, jobs, models, ops, problems, reports
+from dbserve.api.auth import require_key
+from dbserve.api.context import Services
+from dbserve.api.envelope import BodyLimit, Envelope
+from dbserve.contracts.job import JobSpec
+from dbserve.contracts.views import Problem
+from dbserve.errors import StoreUnavailable
+from dbserve.settings import Settings
+from dbserve.store import JobStore
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
+    """The API. It starts, and answers /healthz, whether or not Redis does; it connects with the first request.
+
+    A store that is handed in stays open; the one opened here is closed when the application ends.
+    Raises ConfigInvalid for an unusable redis_url.
+    """
+    services = Services(settings, store or JobStore.from_url(settings.redis_url))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        with suppress(OSError):  # /readyz tells when it cannot be made
+            settings.artifacts.mkdir(parents=True, exist_ok=True)
+        try:
+            await services.store.ping()
+        except StoreUnavailable as away:
+            log.warning("starting without Redis; requests are answered with 503 until it is there: %s", away)
+        try:
+            yield
+        finally:
+            if store is None:
+                await services.store.aclose()
+
+    app = _Api(
+        title="dbserve",
+        version=__version__,
+        summary="Train residual networks as independent denoising blocks.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.services = services
+    problems.install(app)
+    for router in (jobs.router, events.router, reports.router, models.router, architectures.router):
+        app.include_router(router, dependencies=[Depends(require_key)])
+    app.include_router(ops.router)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Envelope, metrics=services.http)  # added last: the outermost
+    return app
+
+
+class _Api(FastAPI):
+    """FastAPI whose document also holds what routes refer to by name: the job they read, the problems they answer."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            schemas: dict[str, Any] = super().openapi()["components"]["schemas"]
+            template = "#/components/schemas/{model}"
+            job = JobSpec.model_json_schema(ref_template=template + "-Input")
+            problem = Problem.model_json_schema(ref_template=template)
+            nested = {f"{name}-Input": schema for name, schema in job.pop("$defs").items()} | problem.pop("$defs")
+            schemas.update(nested | {"JobSpec-Input": job, "Problem": problem})
+        return super().openapi()

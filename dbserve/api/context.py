@@ -1,0 +1,48 @@
+"""What routes share: settings, the store, this process's counters; and the shape of an id."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+
+from dbserve.errors import JobNotFound, ModelNotFound
+from dbserve.metrics import HttpMetrics, WorkDone
+from dbserve.settings import Settings
+from dbserve.store import JobStore
+
+_ID = re.compile(r"[A-Za-z0-9]{1,64}")  # ids become parts of storage keys and of paths: nothing else may
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    store: JobStore
+    http: HttpMetrics = field(default_factory=HttpMetrics)
+    work: WorkDone = field(default_factory=WorkDone)
+
+
+def _services(request: Request) -> Services:
+    return request.app.state.services
+
+
+def _store(request: Request) -> JobStore:
+    return _services(request).store
+
+
+def _job_id(job_id: Annotated[str, Path()]) -> str:
+    if not _ID.fullmatch(job_id):
+        raise JobNotFound(job_id)
+    return job_id
+
+
+def _model_id(model_id: Annotated[str, Path()]) -> str:
+    if not _ID.fullmatch(model_id):
+        raise ModelNotFound(model_id)
+    return model_id
+
+
+With = Annotated[Services, Depends(_services)]
+Store = Annotated[JobStore, Depends(_store)]
+JobId = Annotated[str, Depends(_job_id)]
+ModelId = Annotated[str, Depends(_model_id)]

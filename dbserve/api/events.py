@@ -1,0 +1,203 @@
+"""What happened to a job and what its workers said: pages, and streams that replay and never hide a gap."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from pydantic import BaseModel, Field
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse
+
+from dbserve.api.context import JobId, Services, With
+from dbserve.api.negotiation import preferred
+from dbserve.api.problems import problems
+from dbserve.api.views import event_view, log_view
+from dbserve.contracts.status import TERMINAL_JOB, LoggedEvent, LogLine
+from dbserve.contracts.views import EventView, LogView, Page
+from dbserve.errors import ConfigInvalid, EventsGone, JobNotFound, StoreUnavailable
+from dbserve.store import JobStore
+
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["history"])
+
+HEARTBEAT_SECONDS = 15
+SLOWEST_READER_SECONDS = 60  # a client that takes nothing for so long is let go
+WAIT_MS = 4_000
+BATCH = 500
+
+LastEventId = Annotated[str | None, Header(max_length=64, description="what an EventSource sends when it reconnects")]
+
+
+class EventsQuery(BaseModel, extra="forbid"):
+    after: str | None = Field(default=None, max_length=64, description="id of the last event already seen")
+    limit: int = Field(default=100, ge=1, le=1000, description="of a JSON page")
+
+
+class LogsQuery(BaseModel, extra="forbid"):
+    block: int | None = Field(default=None, ge=0, description="of one block; or name any task with `task`")
+    task: str | None = Field(default=None, max_length=64)
+    attempt: int | None = Field(default=None, ge=1)
+    tail: int = Field(default=200, ge=0, le=10_000, description="how many of the last lines")
+    follow: bool = Field(default=False, description="go on as lines arrive, until the job has ended")
+
+
+def _stream_too(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {media_type: {"schema": {"type": "string"}} for media_type in media_types}}}
+
+
+@router.get(
+    "/events",
+    response_model=Page[EventView],
+    responses={**_stream_too("text/event-stream"), **problems(404, 410, 422)},
+)
+async def events(
+    request: Request,
+    job_id: JobId,
+    services: With,
+    query: Annotated[EventsQuery, Query()],
+    last_event_id: LastEventId = None,
+) -> object:
+    """Events, oldest first: a JSON page, or a stream when text/event-stream is asked for.
+
+    The stream replays what came after Last-Event-ID (or `after`), then goes on live, with a comment every 15 s, and
+    ends after `job_finished`; asked again after that, it answers 204, at which an EventSource stops.
+    410: events after that id were dropped from the history.
+    """
+    store = services.store
+    if preferred(request, "application/json", "text/event-stream") == "application/json":
+        found = await store.history.events(job_id, after=query.after, limit=query.limit + 1)
+        data = tuple(event_view(event) for event in found[: query.limit])
+        return Page(data=data, has_more=len(found) > query.limit, next=data[-1].id if data else None)
+    after = last_event_id or query.after
+    first = await store.history.events(job_id, after=after, limit=BATCH)
+    if not first and await _ended(store, job_id):
+        return Response(status_code=204)
+    return _event_stream(services, _replay_then_follow(store, job_id, first, after))
+
+
+async def _replay_then_follow(
+    store: JobStore, job_id: str, batch: Sequence[LoggedEvent], after: str | None
+) -> AsyncGenerator[ServerSentEvent]:
+    """Every read goes through the history's own check for gaps, so that a reader who was too slow is cut off and told
+    (410) when it comes back, instead of missing events in silence."""
+    while True:
+        for event in batch:
+            yield _as_sse(event_view(event), event.kind)
+            after = event.id
+            if event.kind == "job_finished":
+                return
+        try:
+            batch = await store.history.events(job_id, after=after, limit=BATCH)
+            if not batch and not await store.history.wait_events(job_id, after=after or "0", block_ms=WAIT_MS):
+                ended = await _ended(store, job_id)
+                batch = await store.history.events(job_id, after=after, limit=BATCH)
+                if ended and not batch:
+                    return
+        except (EventsGone, JobNotFound, StoreUnavailable):
+            return
+
+
+@router.get(
+    "/logs",
+    response_model=Page[LogView],
+    responses={**_stream_too("text/plain", "text/event-stream"), **problems(404, 422)},
+)
+async def logs(
+    request: Request,
+    job_id: JobId,
+    services: With,
+    query: Annotated[LogsQuery, Query()],
+    last_event_id: LastEventId = None,
+) -> object:
+    """The last lines that workers logged, as JSON or text/plain; with `follow`, a stream of text or of events."""
+    store = services.store
+    chosen = await _Chosen.among(store, job_id, query)
+    if query.follow:
+        lines = _tail_then_follow(store, job_id, chosen, query.tail, last_event_id)
+        if preferred(request, "text/event-stream", "text/plain") == "text/plain":
+            return StreamingResponse(_as_text(services, lines), media_type="text/plain")
+        return _event_stream(services, (_as_sse(log_view(line), "log") async for line in lines))
+    found = await store.history.logs(job_id, task=chosen.task, attempt=chosen.attempt, tail=query.tail)
+    if preferred(request, "application/json", "text/plain") == "text/plain":
+        return PlainTextResponse("".join(map(_text_line, found)))
+    return Page(data=tuple(log_view(line) for line in found))
+
+
+class _Chosen(BaseModel, frozen=True):
+    """Which lines are asked for."""
+
+    task: str | None
+    attempt: int | None
+
+    @classmethod
+    async def among(cls, store: JobStore, job_id: str, query: LogsQuery) -> "_Chosen":
+        """Raises JobNotFound, or ConfigInvalid for a task that the job does not have."""
+        snapshot = await store.snapshot(job_id)
+        if query.task is not None and query.block is not None:
+            raise ConfigInvalid("give block or task, not both", "/query/block", code="invalid_parameter")
+        task = query.task if query.block is None else f"block-{query.block}"
+        if task is not None and task not in snapshot.tasks:
+            place = "/query/task" if query.block is None else "/query/block"
+            raise ConfigInvalid("the job has no such task", place, code="invalid_parameter")
+        return cls(task=task, attempt=query.attempt)
+
+    def __contains__(self, line: LogLine) -> bool:
+        return self.task in (None, line.task) and self.attempt in (None, line.attempt)
+
+
+async def _tail_then_follow(
+    store: JobStore, job_id: str, chosen: _Chosen, tail: int, after: str | None
+) -> AsyncGenerator[LogLine]:
+    """The tail, then what arrives; with `after`, what came since then. Ends when the job has, and is silent."""
+    if after is None:
+        newest = await store.history.logs(job_id, tail=1)
+        after = newest[-1].id if newest else "0"
+        for line in await store.history.logs(job_id, task=chosen.task, attempt=chosen.attempt, tail=tail):
+            yield line
+            after = line.id
+    while True:
+        try:
+            ended = await _ended(store, job_id)
+            batch = await store.history.wait_logs(job_id, after=after, block_ms=200 if ended else WAIT_MS)
+        except (JobNotFound, StoreUnavailable):
+            return
+        for line in batch:
+            after = line.id
+            if line in chosen:
+                yield line
+        if ended and not batch:
+            return
+
+
+async def _ended(store: JobStore, job_id: str) -> bool:
+    return (await store.snapshot(job_id)).status in TERMINAL_JOB
+
+
+def _as_sse(view: EventView | LogView, kind: str) -> ServerSentEvent:
+    return ServerSentEvent(view.model_dump_json(), event=kind, id=view.id, sep="\n")
+
+
+def _event_stream(services: Services, content: AsyncIterator[ServerSentEvent]) -> EventSourceResponse:
+    async def counted() -> AsyncGenerator[ServerSentEvent]:
+        with services.http.sse_clients.track_inprogress():
+            async for event in content:
+                yield event
+
+    return EventSourceResponse(
+        counted(),
+        sep="\n",
+        ping=HEARTBEAT_SECONDS,
+        ping_message_factory=lambda: ServerSentEvent(comment="heartbeat", sep="\n"),
+        send_timeout=SLOWEST_READER_SECONDS,
+    )
+
+
+async def _as_text(services: Services, lines: AsyncIterator[LogLine]) -> AsyncGenerator[str]:
+    with services.http.sse_clients.track_inprogress():
+        async for line in lines:
+            yield _text_line(line)
+
+
+def _text_line(line: LogLine) -> str:
+    view = log_view(line)
+    return f"{view.at:%Y-%m-%dT%H:%M:%S}Z {view.task}#{view.attempt} {view.level:<7} {view.message}\n"

@@ -1,0 +1,102 @@
+"""Plans, jobs and their blocks."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel, Field
+
+from dbserve.api.context import JobId, Store, With
+from dbserve.api.problems import problems
+from dbserve.api.submission import BODY, Submitted, plan
+from dbserve.api.views import block_view, block_views, job_summary, job_view
+from dbserve.contracts.plan import JobPlan
+from dbserve.contracts.status import JobStatus
+from dbserve.contracts.views import BlockView, JobSummary, JobView, Page
+from dbserve.errors import ConfigInvalid
+from dbserve.jobfile import digest
+
+router = APIRouter(prefix="/v1")
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="the same key and body make one job, however often they are sent"),
+]
+
+
+class JobsQuery(BaseModel, extra="forbid"):
+    limit: int = Field(default=20, ge=1, le=200)
+    after: str | None = Field(default=None, max_length=512, description="`next` of the page before")
+    status: JobStatus | None = None
+    label: list[str] = Field(default_factory=list[str], max_length=32, description="key=value; all given must match")
+
+
+@router.post("/plans", tags=["plans"], openapi_extra=BODY, responses=problems(413, 415, 422))
+async def make_plan(spec: Submitted, services: With) -> JobPlan:
+    """What a job would become: blocks, sigma intervals, parameters, bytes. Nothing is stored."""
+    return await plan(spec, services.settings)
+
+
+@router.post("/jobs", tags=["jobs"], status_code=202, openapi_extra=BODY, responses=problems(413, 415, 422))
+async def submit_job(
+    spec: Submitted, services: With, response: Response, idempotency_key: IdempotencyKey = None
+) -> JobView:
+    """Accepts a job; answered when it is durable. `Idempotent-Replayed` tells a repeated request from the first."""
+    job_plan = await plan(spec, services.settings)
+    record, created = await services.store.create_job(
+        spec, job_plan, idempotency_key=idempotency_key, request_digest=digest(spec)
+    )
+    response.headers["Location"] = f"/v1/jobs/{record.id}"
+    if not created:
+        response.headers["Idempotent-Replayed"] = "true"
+    return job_view(await services.store.snapshot(record.id))
+
+
+@router.get("/jobs", tags=["jobs"], responses=problems(422))
+async def list_jobs(store: Store, query: Annotated[JobsQuery, Query()]) -> Page[JobSummary]:
+    """Jobs, newest first. Pages are stable while new jobs arrive."""
+    snapshots, following = await store.list_jobs(
+        limit=query.limit, after=query.after, status=query.status, labels=_labels(query.label)
+    )
+    data = tuple(job_summary(snapshot) for snapshot in snapshots)
+    return Page(data=data, has_more=following is not None, next=following)
+
+
+@router.get("/jobs/{job_id}", tags=["jobs"], responses=problems(404))
+async def show_job(job_id: JobId, store: Store) -> JobView:
+    """A job: derived status with its reason, progress, every task in brief, links."""
+    return job_view(await store.snapshot(job_id))
+
+
+@router.delete("/jobs/{job_id}", tags=["jobs"], status_code=204, responses=problems(404, 409))
+async def delete_job(job_id: JobId, store: Store) -> None:
+    """Forgets a job that has ended. Its model stays."""
+    await store.delete_job(job_id)
+
+
+@router.post("/jobs/{job_id}/cancel", tags=["jobs"], status_code=202, responses=problems(404, 409))
+async def cancel_job(job_id: JobId, store: Store) -> JobView:
+    """Asks for the end of a job; may be repeated. 409 when it succeeded or failed before."""
+    return job_view(await store.request_cancel(job_id))
+
+
+@router.get("/jobs/{job_id}/blocks", tags=["blocks"], responses=problems(404))
+async def list_blocks(job_id: JobId, store: Store) -> Page[BlockView]:
+    """The blocks that the job trains; block 0 owns sigma_max and the first layers."""
+    return Page(data=block_views(await store.snapshot(job_id)))
+
+
+@router.get("/jobs/{job_id}/blocks/{block}", tags=["blocks"], responses=problems(404, 422))
+async def show_block(job_id: JobId, block: int, store: Store) -> BlockView:
+    """One block in full."""
+    return block_view(await store.snapshot(job_id), block)
+
+
+def _labels(texts: list[str]) -> dict[str, str]:
+    """Raises ConfigInvalid, pointing to the one that is not key=value."""
+    labels: dict[str, str] = {}
+    for index, text in enumerate(texts):
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ConfigInvalid("a label is asked for as key=value", f"/query/label/{index}", code="invalid_parameter")
+        labels[key] = value
+    return labels

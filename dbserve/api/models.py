@@ -1,0 +1,52 @@
+"""Assembled models."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from dbserve.api.archive import archive
+from dbserve.api.context import ModelId, Store, With
+from dbserve.api.problems import problems
+from dbserve.api.views import model_summary, model_view
+from dbserve.contracts.views import ModelSummary, ModelView, Page
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+TAR = "application/x-tar"
+
+
+class ModelsQuery(BaseModel, extra="forbid"):
+    limit: int = Field(default=20, ge=1, le=200)
+    after: str | None = Field(default=None, max_length=512, description="`next` of the page before")
+
+
+@router.get("", responses=problems(422))
+async def list_models(store: Store, query: Annotated[ModelsQuery, Query()]) -> Page[ModelSummary]:
+    """Models, newest first."""
+    models, following = await store.results.list_models(limit=query.limit, after=query.after)
+    return Page(data=tuple(map(model_summary, models)), has_more=following is not None, next=following)
+
+
+@router.get("/{model_id}", responses=problems(404))
+async def show_model(model_id: ModelId, store: Store) -> ModelView:
+    """A model with its manifest: contract, layers, sigma range, digest and source of every block."""
+    return model_view(await store.results.model(model_id))
+
+
+@router.get(
+    "/{model_id}/download",
+    response_class=StreamingResponse,
+    responses={200: {"content": {TAR: {"schema": {"type": "string", "format": "binary"}}}}, **problems(404)},
+)
+async def download_model(model_id: ModelId, services: With) -> StreamingResponse:
+    """The model directory as a tar stream: model.json and one safetensors file per block."""
+    model = await services.store.results.model(model_id)
+    packed = await run_in_threadpool(archive, services.settings.artifacts, model.path, model.id, at=model.created_at)
+    headers = {
+        "Content-Length": str(packed.size),
+        "Content-Disposition": f'attachment; filename="{model.id}.tar"',
+    }
+    return StreamingResponse(packed.chunks(), media_type=TAR, headers=headers)

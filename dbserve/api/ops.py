@@ -1,0 +1,60 @@
+"""For those who operate the service: is it alive, is it ready, what does it count."""
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from dbserve import __version__
+from dbserve.api.auth import require_key
+from dbserve.api.context import Services, With
+from dbserve.api.problems import problems
+from dbserve.contracts.views import HealthView, ReadinessView
+from dbserve.errors import StoreUnavailable
+from dbserve.metrics import render
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/healthz")
+def healthz() -> HealthView:
+    """This process answers. Says nothing of what it needs."""
+    return HealthView(status="ok", version=__version__)
+
+
+@router.get("/readyz", response_model=ReadinessView, responses={503: {"model": ReadinessView}})
+async def readyz(services: With) -> Response:
+    """Whether requests can be served, and what is missing when they cannot."""
+    missing = {
+        name: why for name, why in [await _redis(services), await run_in_threadpool(_artifacts, services)] if why
+    }
+    view = ReadinessView(status="unready" if missing else "ready", missing=missing)
+    return JSONResponse(view.model_dump(), status_code=503 if missing else 200)
+
+
+async def _redis(services: Services) -> str | None:
+    try:
+        await services.store.ping()
+    except StoreUnavailable as away:
+        return str(away)
+    return None
+
+
+def _artifacts(services: Services) -> str | None:
+    here = services.settings.artifacts.is_dir()
+    return None if here else "the artefact root is not a directory that this process can see"
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    dependencies=[Depends(require_key)],
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems()},
+)
+async def metrics(request: Request, services: With) -> Response:
+    """Prometheus exposition. With Redis away, what this process counts is still told, and dbserve_redis_up is 0."""
+    try:
+        snapshots = await services.store.recent_snapshots()
+    except StoreUnavailable:
+        snapshots = None
+    body, media_type = render(request.headers.get("accept", ""), services.http, services.work, snapshots)
+    return Response(body, headers={"Content-Type": media_type})

@@ -1,0 +1,39 @@
+"""One process that serves the API."""
+
+import contextlib
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from dbserve.api.app import create_app
+from dbserve.errors import StartupRefused
+from dbserve.settings import Settings, refuse_open_door
+
+GRACE_SECONDS = 5  # for open requests, after SIGTERM
+BACKLOG = 1024
+
+
+def serve(settings: Settings, *, announce: Callable[[str], None] = print) -> None:
+    """Serve until SIGINT or SIGTERM. `announce` gets the address as soon as connections are accepted.
+
+    Raises StartupRefused: the port is taken, the host is not ours, or it is public and no API key is set.
+    """
+    refuse_open_door(settings)
+    app = create_app(settings)
+    with contextlib.closing(_listen(settings.host, settings.port)) as listener:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        announce(f"http://{host}:{listener.getsockname()[1]}")
+        config = uvicorn.Config(
+            app, log_level=settings.log_level, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bound here and not by uvicorn, so that a port in use is one clear line. Port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise StartupRefused(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
