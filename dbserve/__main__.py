@@ -1,0 +1,5 @@
+"""`python -m dbserve`."""
+
+from dbserve.cli import main
+
+main()

