@@ -8,15 +8,17 @@ Accuracy does not reveal a wrong order or a foreign code table (docs/method.md),
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from dbserve.contracts.plan import BlockPlan, Contract, JobPlan, TaskKind
+from dbserve.contracts.status import CheckpointRef
 from dbserve.errors import CheckpointInvalid, ContractMismatch, StorageError
 from workers import checkpoint
 from workers.models import architecture
@@ -36,7 +38,8 @@ class BlockEntry(BaseModel, frozen=True):
     sigma_max: float
     parameters: int  # a count
     steps: int
-    source: str  # "<job>/<task>/<attempt>"
+    run: str  # "<job>/<task>/<attempt>": who trained it
+    checkpoint: CheckpointRef | None  # where its weights were copied from
 
 
 class ModelManifest(BaseModel, frozen=True):
@@ -48,7 +51,6 @@ class ModelManifest(BaseModel, frozen=True):
     contract: Contract
     contract_hash: str
     blocks: tuple[BlockEntry, ...]  # block 0 owns sigma_max and comes first
-    lineage: dict[str, JsonValue]
 
 
 def assemble(
@@ -57,24 +59,33 @@ def assemble(
     target: Path,
     *,
     job_id: str,
-    lineage: Mapping[str, JsonValue] | None = None,
+    lineage: Mapping[int, CheckpointRef] | None = None,
 ) -> ModelManifest:
     """Put the blocks' final checkpoints (block index -> directory) together in `target`, at once or not at all.
 
+    `lineage` holds the store's pointers to them: their digests are verified too, and kept in the manifest. A model that
+    an earlier attempt left whole in `target`, of the same blocks, is taken as it is; anything else there is replaced.
     Raises ContractMismatch naming the field when a checkpoint was made under another contract or is another block's,
-    CheckpointInvalid when one is missing, damaged or not trained to its end, StorageError when `target` exists or
-    cannot be written.
+    CheckpointInvalid when one is missing, damaged or not trained to its end, StorageError when `target` cannot be
+    written.
     """
     if missing := [block.index for block in plan.blocks if block.index not in checkpoints]:
         raise CheckpointInvalid(f"no checkpoint of block {', '.join(map(str, missing))}: nothing to assemble")
+    pointers = dict(lineage or {})
+    if target.exists():
+        if (earlier := _left_whole(target, plan, pointers)) is not None:
+            return earlier
+        shutil.rmtree(target, ignore_errors=True)
     with whole_directory(target) as building:
         manifest = ModelManifest(
             job_id=job_id,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             contract=plan.contract,
             contract_hash=plan.contract_hash,
-            blocks=tuple(_take(block, plan, checkpoints[block.index], building) for block in plan.blocks),
-            lineage=dict(lineage or {}),
+            blocks=tuple(
+                _take(block, plan, checkpoints[block.index], pointers.get(block.index), building)
+                for block in plan.blocks
+            ),
         )
         (building / MODEL).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
@@ -96,9 +107,21 @@ def load_model(directory: Path, *, contract: Contract | None = None) -> tuple[Mo
     return manifest, tuple(_load_block(directory, entry, manifest) for entry in manifest.blocks)
 
 
-def _take(block: BlockPlan, plan: JobPlan, source: Path, building: Path) -> BlockEntry:
+def _left_whole(target: Path, plan: JobPlan, pointers: Mapping[int, CheckpointRef]) -> ModelManifest | None:
+    """The model in `target`, if it is whole and made of the very checkpoints the store points at."""
+    try:
+        manifest, _ = load_model(target, contract=plan.contract)
+    except (CheckpointInvalid, ContractMismatch):
+        return None
+    same = all(
+        entry.checkpoint is not None and entry.checkpoint == pointers.get(entry.index) for entry in manifest.blocks
+    )
+    return manifest if same else None
+
+
+def _take(block: BlockPlan, plan: JobPlan, source: Path, pointer: CheckpointRef | None, building: Path) -> BlockEntry:
     task = next(task for task in plan.tasks if task.kind is TaskKind.BLOCK and task.index == block.index)
-    manifest = checkpoint.verify(source, contract=plan.contract)
+    manifest = checkpoint.verify(source, contract=plan.contract, expect_sha256=pointer.sha256 if pointer else None)
     if manifest.task != task.name:
         raise ContractMismatch(
             f"{source}: task is {manifest.task!r}, but block {block.index} is trained by {task.name!r}"
@@ -117,7 +140,8 @@ def _take(block: BlockPlan, plan: JobPlan, source: Path, building: Path) -> Bloc
         sigma_max=block.sigma_max,
         parameters=sum(tensor.numel() for tensor in weights.values()),
         steps=manifest.step,
-        source=manifest.run,
+        run=manifest.run,
+        checkpoint=pointer,
     )
 
 

@@ -26,8 +26,6 @@ from workers.storage import (
     digest,
     read_metadata,
     read_tensors,
-    remove_directory,
-    remove_partial,
     whole_directory,
     write_tensors,
 )
@@ -119,17 +117,21 @@ def load(directory: Path, *, contract: Contract, expect_sha256: str | None = Non
     Raises ContractMismatch naming the fields that differ, CheckpointInvalid naming the file or field that is wrong.
     `expect_sha256` is the digest of the manifest that the store points at.
     """
-    verify(directory, contract=contract, expect_sha256=expect_sha256)
-    try:
-        summary = TrainingSummary.model_validate_json((directory / SUMMARY).read_bytes())
-    except ValidationError as error:
-        raise CheckpointInvalid(f"{directory / SUMMARY}: {_where(error)}") from error
+    manifest = verify(directory, contract=contract, expect_sha256=expect_sha256)
     return TrainingState(
-        step=read_manifest(directory).step,
+        step=manifest.step,
         weights=read_tensors(directory / WEIGHTS),
         optimizer=read_tensors(directory / OPTIMIZER),
-        summary=summary,
+        summary=read_summary(directory),
     )
+
+
+def read_summary(directory: Path) -> TrainingSummary:
+    """The summary of a checkpoint that verify() has passed."""
+    try:
+        return TrainingSummary.model_validate_json((directory / SUMMARY).read_bytes())
+    except ValidationError as error:
+        raise CheckpointInvalid(f"{directory / SUMMARY}: {_where(error)}") from error
 
 
 def verify(directory: Path, *, contract: Contract, expect_sha256: str | None = None) -> CheckpointManifest:
@@ -175,18 +177,6 @@ def refuse_other_metadata(path: Path, wanted: Mapping[str, str]) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ContractMismatch(f"{path}: {name} is {found.get(name)!r} in the file, {value!r} was expected")
-
-
-def prune(directory: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints (step-*) in an attempt's directory; clear away what a killed writer left.
-
-    Only for the attempt that writes there. Raises ValueError when keep < 1.
-    """
-    if keep < 1:
-        raise ValueError(f"keep={keep}: the newest checkpoint must stay")
-    for old in sorted(directory.glob("step-*"))[:-keep]:
-        remove_directory(old)
-    remove_partial(directory)
 
 
 def _where(error: ValidationError) -> str:

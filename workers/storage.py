@@ -47,19 +47,6 @@ def whole_directory(target: Path) -> Generator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def remove_directory(path: Path) -> None:
-    """Remove a directory that others may list: it vanishes under its name at once, never half of it."""
-    doomed = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def remove_partial(parent: Path) -> None:
-    """Clear away what killed writers left in `parent`. Only for the one writer of that directory."""
-    for left_behind in parent.glob(".*.partial"):
-        shutil.rmtree(left_behind, ignore_errors=True)
-
-
 def digest(path: Path) -> FileDigest:
     with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -79,9 +79,18 @@ def chain(
 
 def product_of_experts(blocks: Sequence[Denoise], images: Tensor, codes: Tensor, edges: Sequence[float]) -> Tensor:
     """The normalised sum of the blocks' log-probabilities, each alone at its upper edge with z = 0: (N, K)."""
-    z = initial_z("zero", len(images), codes, edges[0])
-    total = torch.zeros(len(images), codes.shape[0], device=codes.device)
-    for block, sigma in zip(blocks, edges, strict=False):
-        logits = block(images, z, torch.full((len(z),), sigma, device=z.device))
-        total = total + F.log_softmax(logits.float(), dim=1)
-    return F.log_softmax(total, dim=1)
+    return product_of_answers(alone(blocks, images, codes, edges[:-1]))
+
+
+def alone(blocks: Sequence[Denoise], images: Tensor, codes: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
+    """Each block's answer to the image without any z handed over (z = 0), at its own sigma: B times (N, K) logits."""
+    z = initial_z("zero", len(images), codes, sigmas[0])
+    return [
+        block(images, z, torch.full((len(z),), sigma, device=z.device))
+        for block, sigma in zip(blocks, sigmas, strict=True)
+    ]
+
+
+def product_of_answers(logits: Sequence[Tensor]) -> Tensor:
+    """Log-probabilities of the product of experts: the normalised sum of theirs. B times (N, K) -> (N, K)."""
+    return F.log_softmax(torch.stack([F.log_softmax(answer.float(), dim=1) for answer in logits]).sum(dim=0), dim=1)
