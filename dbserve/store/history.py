@@ -17,6 +17,8 @@ EVENTS_KEPT = 10_000  # of one job
 LOG_LINES_KEPT = 20_000  # of one job
 LONGEST_WAIT_MS = 4_000  # below the socket's time-out
 
+JOB_CREATED = "job_created"  # the first event of every job: where it is missing, history was trimmed
+
 Entry = tuple[str, Mapping[str, str]]
 _FIELDS: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
 
@@ -119,10 +121,10 @@ class History:
         """History is trimmed at its old end; whoever read up to before that end must be told."""
         seen = keys.stream_order(after)
         async with reaching_redis():
-            length = await self._redis.xlen(keys.events(job_id))
-            oldest = cast(Sequence[Entry], await self._redis.xrange(keys.events(job_id), "-", "+", count=1))
-        if length >= EVENTS_KEPT and oldest and seen < keys.stream_order(oldest[0][0]):
-            raise EventsGone(f"events after {after} were dropped; the oldest kept is {oldest[0][0]}")
+            entries = await self._redis.xrange(keys.events(job_id), "-", "+", count=1)
+        oldest = _event(cast(Sequence[Entry], entries)[0])
+        if oldest.kind != JOB_CREATED and seen < keys.stream_order(oldest.id):
+            raise EventsGone(f"events after {after} were dropped; the oldest kept is {oldest.id}")
 
     async def _wait(self, key: str, after: str, block_ms: int) -> Sequence[Entry]:
         async with reaching_redis():

@@ -34,7 +34,7 @@ from dbserve.errors import (
 from dbserve.lifecycle import advance, job_reason, job_state, new_tasks
 from dbserve.store import keys
 from dbserve.store.connection import open_redis, reaching_redis, read_tasks, transaction
-from dbserve.store.history import History, close_if_ended, log_event
+from dbserve.store.history import JOB_CREATED, History, close_if_ended, log_event
 from dbserve.store.lease import Lease
 from dbserve.store.results import Results
 
@@ -107,7 +107,7 @@ class JobStore:
             _write_hash(pipe, keys.tasks(record.id), {task.run.task: task.model_dump_json() for task in tasks})
             pipe.zadd(keys.JOBS, {record.id: 0})
             pipe.sadd(keys.ACTIVE, record.id)
-            log_event(pipe, record.id, "job_created", JobStatus.QUEUED, at=now, data={"name": spec.name})
+            log_event(pipe, record.id, JOB_CREATED, JobStatus.QUEUED, at=now, data={"name": spec.name})
             if seen is not None:
                 value = json.dumps({"digest": request_digest, "job_id": record.id})
                 pipe.set(seen, value, ex=IDEMPOTENCY_TTL_SECONDS)
@@ -165,7 +165,8 @@ class JobStore:
         since = time.time() - RECENTLY_SECONDS
         async with reaching_redis():
             ended = cast(
-                list[str], await self._redis.zrange(keys.FINISHED, cast(int, since), cast(int, "+inf"), byscore=True)
+                list[str],
+                await self._redis.zrangebyscore(keys.FINISHED, since, "+inf"),  # pyright: ignore[reportUnknownMemberType]
             )
         return [*await self.active_snapshots(), *await self._snapshots(ended)]
 
