@@ -1,0 +1,46 @@
+# The two commands of the README: make demo, make test. Both set everything up first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup demo test test-unit lint bench cards schema clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("dbserve needs Python 3.11 or newer; say which: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[control,worker,dev]'
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/python -m examples.demo
+
+test: setup
+	$(BIN)/python -m pytest tests
+
+test-unit: setup
+	$(BIN)/python -m pytest tests/unit
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(BIN)/python -m tests.ceilings
+
+bench: setup
+	$(BIN)/python -m benchmarks.blocks
+	$(BIN)/python -m benchmarks.orchestration
+
+# Files that code writes; a test fails when one is stale.
+cards: setup
+	$(BIN)/python -m workers.models.cards
+
+schema: setup
+	$(BIN)/python -m dbserve.contracts.report > docs/report.schema.json
+
+clean:
+	rm -rf $(VENV) demo-output bench-output .pytest_cache .ruff_cache .hypothesis *.egg-info
