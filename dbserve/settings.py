@@ -1,6 +1,7 @@
 """Settings of one process, read once from the environment (prefix `DBSERVE_`) by the composition root."""
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ PREFIX = "DBSERVE_"
 class Settings(BaseSettings):
     """Where everything is. Every field is an environment variable: `redis_url` is DBSERVE_REDIS_URL."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True)
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL")
     ray_address: str = Field(default="auto", description="address of the Ray cluster; auto: the one on this machine")
     ray_auth_token_path: Path | None = Field(default=None, description="file that holds the cluster's token")
     artifacts: Path = Field(default=Path("dbserve-data/artifacts"), description="root of checkpoints and models")
     cache_dir: Path = Field(
-        default=Path("dbserve-data/cache"), description="decoded shards; may be deleted at any time"
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dbserve",
+        description="decoded shards; may be deleted at any time",
     )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535, description="0: any free port")

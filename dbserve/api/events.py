@@ -1,6 +1,7 @@
 """What happened to a job and what its workers said: pages, and streams that replay and never hide a gap."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -116,11 +117,21 @@ async def logs(
         lines = _tail_then_follow(store, job_id, chosen, query.tail, last_event_id)
         if preferred(request, "text/event-stream", "text/plain") == "text/plain":
             return StreamingResponse(_as_text(services, lines), media_type="text/plain")
-        return _event_stream(services, (_as_sse(log_view(line), "log") async for line in lines))
+        return _event_stream(services, _as_log_events(lines))
     found = await store.history.logs(job_id, task=chosen.task, attempt=chosen.attempt, tail=query.tail)
     if preferred(request, "application/json", "text/plain") == "text/plain":
         return PlainTextResponse("".join(map(_text_line, found)))
     return Page(data=tuple(log_view(line) for line in found))
+
+
+async def _as_log_events(lines: AsyncIterator[LogLine]) -> AsyncGenerator[ServerSentEvent]:
+    """Closed by an event `end`, which tells a reader that nothing will follow from a stream that was cut off."""
+    try:
+        async for line in lines:
+            yield _as_sse(log_view(line), "log")
+    except (JobNotFound, StoreUnavailable):
+        return
+    yield ServerSentEvent("{}", event="end", sep="\n")
 
 
 class _Chosen(BaseModel, frozen=True):
@@ -156,11 +167,8 @@ async def _tail_then_follow(
             yield line
             after = line.id
     while True:
-        try:
-            ended = await _ended(store, job_id)
-            batch = await store.history.wait_logs(job_id, after=after, block_ms=200 if ended else WAIT_MS)
-        except (JobNotFound, StoreUnavailable):
-            return
+        ended = await _ended(store, job_id)
+        batch = await store.history.wait_logs(job_id, after=after, block_ms=200 if ended else WAIT_MS)
         for line in batch:
             after = line.id
             if line in chosen:
@@ -193,7 +201,7 @@ def _event_stream(services: Services, content: AsyncIterator[ServerSentEvent]) -
 
 
 async def _as_text(services: Services, lines: AsyncIterator[LogLine]) -> AsyncGenerator[str]:
-    with services.http.sse_clients.track_inprogress():
+    with services.http.sse_clients.track_inprogress(), suppress(JobNotFound, StoreUnavailable):
         async for line in lines:
             yield _text_line(line)
 

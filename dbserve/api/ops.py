@@ -24,9 +24,8 @@ def healthz() -> HealthView:
 @router.get("/readyz", response_model=ReadinessView, responses={503: {"model": ReadinessView}})
 async def readyz(services: With) -> Response:
     """Whether requests can be served, and what is missing when they cannot."""
-    missing = {
-        name: why for name, why in [await _redis(services), await run_in_threadpool(_artifacts, services)] if why
-    }
+    needs = {"redis": await _redis(services), "artifacts": await run_in_threadpool(_artifacts, services)}
+    missing = {name: why for name, why in needs.items() if why is not None}
     view = ReadinessView(status="unready" if missing else "ready", missing=missing)
     return JSONResponse(view.model_dump(), status_code=503 if missing else 200)
 

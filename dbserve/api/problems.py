@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
+BAD_PARAMETER = "A parameter of the request is invalid."
 
 _STATUS: Mapping[type[DbserveError], int] = {
     ConfigInvalid: 422,
@@ -87,18 +88,19 @@ def problem_response(
 def explained(request: Request, error: DbserveError) -> Response:
     """A typed error of ours."""
     status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
+    title = (type(error).__doc__ or error.code).partition("\n")[0]
     errors: tuple[FaultView, ...] = ()
     match error:
         case SpecInvalid():
             errors = tuple(FaultView(**fault._asdict()) for fault in error.faults)
         case ConfigInvalid():
             errors = (FaultView(pointer=error.pointer, code=error.code, message=str(error)),)
+            title = BAD_PARAMETER if error.pointer.startswith("/query/") else title
         case _:
             pass
     if status >= 500:
         log.warning("%s: %s", error.code, error)
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
-    title = (type(error).__doc__ or error.code).partition("\n")[0]
     return problem_response(request, status, error.code, title, str(error), errors=errors, headers=headers)
 
 
@@ -133,9 +135,7 @@ def invalid_parameters(request: Request, error: RequestValidationError) -> Respo
         for fault in cast("Sequence[dict[str, Any]]", error.errors())
     ]
     detail = f"{faults[0].pointer}: {faults[0].message}" if faults else "invalid parameters"
-    return problem_response(
-        request, 422, "invalid_parameter", "A parameter of the request is invalid.", detail, errors=faults
-    )
+    return problem_response(request, 422, "invalid_parameter", BAD_PARAMETER, detail, errors=faults)
 
 
 def install(app: FastAPI) -> None:
