@@ -134,7 +134,7 @@ class BlockWorker:
             {index: self._config.artifacts / ref.path for index, ref in finals.items()},
             self._config.artifacts / relative,
             job_id=self._run.job_id,
-            lineage={f"block-{index}": ref.model_dump(mode="json") for index, ref in finals.items()},
+            lineage=finals,
         )
         model = ModelRecord(
             id=model_id,

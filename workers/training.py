@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,7 +20,6 @@ from dbserve.store import JobStore
 from workers.checkpoint import TrainingState, load, save
 from workers.data import ImageDataset
 from workers.pulse import Pulse, patiently
-from workers.storage import remove_directory
 from workers.trainer import train_block
 
 log = logging.getLogger("dbserve.worker")
@@ -122,7 +122,7 @@ class Training:
             home = self._artifacts / task_directory(run.job_id, run.task) / f"attempt-{attempt}"
             for directory in home.glob("step-*"):
                 if directory not in wanted:
-                    remove_directory(directory)
+                    shutil.rmtree(directory, ignore_errors=True)
 
 
 def use_threads(cpus: float) -> None:
