@@ -1,0 +1,241 @@
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from dbserve.contracts.job import JobSpec
+from dbserve.contracts.plan import DataFacts, JobPlan, TaskKind
+from dbserve.errors import ConfigInvalid
+from dbserve.planner import load_card, plan_job
+from workers.method.codes import code_norm
+from workers.method.partition import training_interval
+
+CIFAR = DataFacts(
+    train_shards=("train.parquet",),
+    test_shards=("test.parquet",),
+    train_rows=45_000,
+    test_rows=10_000,
+    validation_rows=5_000,
+    image_shape=(32, 32, 3),
+    encoding="encoded",
+    class_names=tuple("0123456789"),
+)
+SAMPLE = """
+name: cifar-vit
+architecture: {kind: vit, options: {depth: 12, width: 128, heads: 4, patch: 4}}
+data: {uri: ./shards/train-*.parquet, test_uri: ./shards/test-*.parquet}
+blocks: {count: 3, overlap: 0.05}
+noise: {p_mean: -1.2, p_std: 1.2, sigma_min: 0.002, sigma_max: 80.0}
+training: {steps: 2000, batch_size: 128, lr: 5.0e-4, seed: 0}
+checkpoint: {every_steps: 200}
+evaluation: {baselines: [end_to_end, shallow_ensemble]}
+"""
+
+
+def planned(facts: DataFacts = CIFAR, **changes: Any) -> JobPlan:
+    """The plan of the sample job with top-level keys merged."""
+    document = yaml.safe_load(SAMPLE)
+    for key, change in changes.items():
+        merged = isinstance(change, dict) and key not in ("blocks", "architecture")
+        document[key] = {**document.get(key, {}), **change} if merged else change
+    spec = JobSpec.model_validate(document)
+    return plan_job(spec, load_card(spec.architecture.kind), facts)
+
+
+def vit(**options: Any) -> dict[str, Any]:
+    return {"kind": "vit", "options": {"depth": 12, "width": 128, "heads": 4, "patch": 4, **options}}
+
+
+def refused(pointer: str, **changes: Any) -> str:
+    """The message of the refusal, whose pointer must be this one."""
+    with pytest.raises(ConfigInvalid) as refusal:
+        planned(**changes)
+    assert refusal.value.pointer == pointer
+    return str(refusal.value)
+
+
+def test_the_sample_job_is_planned_as_published() -> None:
+    plan = planned()
+    assert [block.layers for block in plan.blocks] == [(0, 4), (4, 8), (8, 12)]
+    assert plan.contract.edges == pytest.approx((80.0, 0.505041, 0.179632, 0.002), rel=1e-5)
+    assert [block.sigma_max for block in plan.blocks] == list(plan.contract.edges[:3])
+    assert [block.sigma_min for block in plan.blocks] == list(plan.contract.edges[1:])
+    assert plan.contract.code_dim == 9
+    assert plan.contract.options["conditioning"] == "add"
+    assert plan.contract.options["mlp"] is None
+    # 12 layers of 12 D^2 + 13 D; patches 48 D + D; cls D; 65 positions; norm 2 D; head D K + K.
+    assert plan.end_to_end.parameters == 12 * (12 * 128**2 + 13 * 128) + 49 * 128 + 128 + 65 * 128 + 256 + 1290
+    # 4 such layers, the projection of z and the time embedding besides.
+    plain = 4 * (12 * 128**2 + 13 * 128) + 49 * 128 + 128 + 65 * 128 + 256 + 1290
+    assert {block.parameters for block in plan.blocks} == {plain + 9 * 128 + 65 * 128 + 129 * 128}
+    assert plan.shallow.parameters == plain
+    assert plan.memory_ratio == plan.blocks[0].memory.total / plan.end_to_end.memory.total
+    assert 0.27 < plan.memory_ratio < 1 / 3
+    for network in (*plan.blocks, plan.end_to_end, plan.shallow):
+        memory = network.memory
+        assert memory.parameters == memory.gradients == 4 * network.parameters
+        assert memory.optimizer == 8 * network.parameters
+        assert memory.total == memory.parameters + memory.gradients + memory.optimizer + memory.activations
+    assert [(task.name, task.needs) for task in plan.tasks] == [
+        ("block-0", ()),
+        ("block-1", ()),
+        ("block-2", ()),
+        ("end_to_end", ()),
+        ("shallow-0", ()),
+        ("shallow-1", ()),
+        ("shallow-2", ()),
+        ("assembly", ("block-0", "block-1", "block-2")),
+        ("evaluation", ("assembly", "end_to_end", "shallow-0", "shallow-1", "shallow-2")),
+    ]
+    assert {task.steps for task in plan.tasks} == {2000, 0}
+    assert plan.contract_hash == plan.contract.digest()
+
+
+def test_block_0_owns_sigma_max_and_trains_a_little_beyond_its_own_interval() -> None:
+    plan = planned(blocks={"count": 3, "overlap": 0.1})
+    for block in plan.blocks:
+        assert (block.train_sigma_min, block.train_sigma_max) == training_interval(
+            plan.contract.edges, block.index, 0.1
+        )
+    assert plan.blocks[0].sigma_max == 80.0
+    assert plan.blocks[0].train_sigma_min < plan.blocks[0].sigma_min
+
+
+def test_noise_left_out_is_the_architectures_best_for_its_codes() -> None:
+    document = yaml.safe_load(SAMPLE)
+    del document["noise"]
+    spec = JobSpec.model_validate(document)
+    contract = plan_job(spec, load_card("vit"), CIFAR).contract
+    assert contract.p_mean == pytest.approx(math.log(code_norm("simplex", 9, 0.5)) + 1)
+    assert (contract.p_std, contract.sigma_min, contract.sigma_max) == (1.2, 0.002, 80.0)
+
+
+def test_the_plan_is_a_function_of_its_arguments_and_survives_json() -> None:
+    plan = planned()
+    assert planned() == plan
+    assert JobPlan.model_validate_json(plan.model_dump_json()) == plan
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise": {"p_mean": -1.0}},
+        {"noise": {"sigma_max": 79.0}},
+        {"blocks": {"count": 4}},
+        {"blocks": {"count": 3, "partition": "uniform_log"}},
+        {"architecture": vit(codes="orthonormal")},
+    ],
+)
+def test_whatever_blocks_hold_in_common_changes_the_contract(change: dict[str, Any]) -> None:
+    assert planned(**change).contract_hash != planned().contract_hash
+
+
+@pytest.mark.parametrize("change", [{"training": {"seed": 7}}, {"training": {"lr": 1e-3}}, {"name": "other"}])
+def test_what_is_private_to_a_run_leaves_the_contract_alone(change: dict[str, Any]) -> None:
+    assert planned(**change).contract_hash == planned().contract_hash
+
+
+def test_layers_can_be_cut_unevenly_by_hand() -> None:
+    plan = planned(blocks={"layers": [2, 4, 6]})
+    assert [block.layers for block in plan.blocks] == [(0, 2), (2, 6), (6, 12)]
+    assert plan.shallow.layers == (0, 6)
+    assert plan.memory_ratio == plan.blocks[2].memory.total / plan.end_to_end.memory.total
+    assert any("different numbers of layers" in warning for warning in plan.warnings)
+
+
+def test_layers_per_block_is_another_way_to_count() -> None:
+    assert planned(blocks={"layers_per_block": 4}).blocks == planned(blocks={"count": 3}).blocks
+
+
+def test_a_branch_puts_a_trunk_before_the_blocks_and_leaves_the_baselines_free() -> None:
+    plan = planned(blocks={"count": 3, "branch": {"steps": 500}})
+    assert plan.task("trunk").steps == 500
+    assert plan.task("block-1").needs == ("trunk",)
+    assert plan.task("block-1").steps == 2000
+    assert plan.task("end_to_end").needs == ()
+
+
+def test_a_subset_of_blocks_is_trained_without_assembly_or_evaluation() -> None:
+    plan = planned(
+        blocks={"count": 3, "train": [2, 0]}, evaluation={"baselines": []}, resources={"gpus_per_block": 0.5}
+    )
+    assert [task.name for task in plan.tasks] == ["block-0", "block-2"]
+    assert plan.gpus == 1.0
+    assert len(plan.blocks) == 3
+
+
+def test_baselines_run_only_when_they_are_named() -> None:
+    kinds = {task.kind for task in planned(evaluation={"baselines": ["end_to_end"]}).tasks}
+    assert TaskKind.END_TO_END in kinds
+    assert TaskKind.SHALLOW not in kinds
+
+
+@pytest.mark.parametrize(
+    ("pointer", "changes"),
+    [
+        ("/architecture/options/dept", {"architecture": {"kind": "vit", "options": {"dept": 12}}}),
+        ("/architecture/options/a~1b", {"architecture": {"kind": "vit", "options": {"a/b": 1}}}),
+        ("/architecture/options/heads", {"architecture": vit(heads=3)}),
+        ("/architecture/options/heads", {"architecture": vit(heads=0)}),
+        ("/architecture/options/heads", {"architecture": vit(heads=4.0)}),
+        ("/architecture/options/depth", {"architecture": vit(depth=True)}),
+        ("/architecture/options/depth", {"architecture": vit(depth=None)}),
+        ("/architecture/options/width", {"architecture": vit(width="128")}),
+        ("/architecture/options/dropout", {"architecture": vit(dropout=1.0)}),
+        ("/architecture/options/codes", {"architecture": vit(codes="learned")}),
+        ("/architecture/options/patch", {"architecture": vit(patch=5)}),
+        ("/architecture/options/patch", {"architecture": vit(patch=64)}),
+        ("/blocks/count", {"blocks": {"count": 5}}),
+        ("/blocks/count", {"blocks": {"count": 24}}),
+        ("/blocks/layers_per_block", {"blocks": {"layers_per_block": 5}}),
+        ("/blocks/layers_per_block", {"blocks": {"layers_per_block": 13}}),
+        ("/blocks/layers", {"blocks": {"layers": [4, 4, 5]}}),
+        ("/blocks/train/1", {"blocks": {"count": 3, "train": [0, 3]}}),
+        ("/blocks/branch", {"blocks": {"layers": [2, 10], "branch": {"steps": 5}}}),
+        ("/noise/sigma_min", {"noise": {"sigma_min": 80.0}}),
+        ("/noise/p_mean", {"noise": {"p_mean": 20.0, "p_std": 0.1}}),
+        ("/training/batch_size", {"training": {"batch_size": 45_001}}),
+    ],
+)
+def test_what_cannot_be_is_refused_at_its_key(pointer: str, changes: dict[str, Any]) -> None:
+    assert refused(pointer, **changes)
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize(
+    ("pointer", "changes"),
+    [
+        ("/architecture/options/depth", {"architecture": vit(depth=1_000_000_000)}),
+        ("/architecture/options/depth", {"architecture": vit(depth=10**300)}),
+        ("/blocks/layers_per_block", {"architecture": vit(depth=100_000), "blocks": {"layers_per_block": 1}}),
+        ("/blocks/layers", {"blocks": {"layers": [10**30]}}),
+        ("/architecture/options", {"architecture": vit(depth=99_999, width=65_536)}),
+    ],
+)
+def test_absurd_sizes_are_refused_by_arithmetic(pointer: str, changes: dict[str, Any]) -> None:
+    assert refused(pointer, **changes)
+
+
+def test_a_refusal_says_what_was_wrong_in_the_users_numbers() -> None:
+    assert "heads (3) must divide width (128)" in refused("/architecture/options/heads", architecture=vit(heads=3))
+    assert "depth (12)" in refused("/blocks/count", blocks={"count": 5})
+    assert "depth, " in refused("/architecture/options/dept", architecture={"kind": "vit", "options": {"dept": 1}})
+
+
+def test_one_class_is_nothing_to_classify() -> None:
+    with pytest.raises(ConfigInvalid, match="at least 2 classes"):
+        planned(CIFAR.model_copy(update={"class_names": ("cat",)}))
+
+
+def test_an_unknown_architecture_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(ConfigInvalid, match="known: vit") as refusal:
+        load_card("resnet")
+    assert refusal.value.pointer == "/architecture/kind"
+
+
+def test_planning_imports_no_torch() -> None:
+    code = "import sys, dbserve.planner as p; p.list_cards(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
