@@ -9,8 +9,9 @@ Accuracy does not reveal a wrong order or a foreign code table (docs/method.md),
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -167,19 +168,20 @@ def _load_block(directory: Path, entry: BlockEntry, manifest: ModelManifest) -> 
     path = directory / f"block-{entry.index}.safetensors"  # never a name out of the manifest
     checkpoint.refuse_other_metadata(path, _metadata(manifest.contract_hash, entry.index, entry.layers))
     check_digest(path, entry.bytes)
-    return network_of(manifest.contract, entry.layers, read_tensors(path), where=str(path))
+    contract, (start, stop) = manifest.contract, entry.layers
+    build = partial(architecture(contract.architecture).denoiser, contract, stop - start)
+    return _filled(build, read_tensors(path), str(path))
 
 
-def network_of(contract: Contract, layers: tuple[int, int], weights: Mapping[str, Tensor], *, where: str) -> nn.Module:
-    """A block with these weights, in evaluation mode. Raises CheckpointInvalid naming the tensors that do not fit."""
+def baseline_of(contract: Contract, layers: int, weights: Mapping[str, Tensor], *, where: str) -> nn.Module:
+    """A plain network with these weights, in evaluation mode. Raises CheckpointInvalid naming what does not fit."""
+    return _filled(partial(architecture(contract.architecture).baseline, contract, layers), weights, where)
+
+
+def _filled(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], where: str) -> nn.Module:
     # building draws an initialisation; nobody else's random numbers may move by it
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-        network = architecture(contract.architecture).denoiser(contract, layers[1] - layers[0])
-    return filled(network, weights, where=where)
-
-
-def filled(network: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> nn.Module:
-    """The network with these weights, in evaluation mode. Raises CheckpointInvalid naming what does not fit."""
+        network = build()
     try:
         network.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:
