@@ -13,9 +13,9 @@ def task_directory(job_id: str, task: str) -> PurePosixPath:
     return job_directory(job_id) / task
 
 
-def attempt_directory(run: Run) -> PurePosixPath:
-    """Checkpoints are scoped by attempt: two attempts never write to the same place."""
-    return task_directory(run.job_id, run.task) / f"attempt-{run.attempt}"
+def checkpoint_directory(run: Run, step: int) -> PurePosixPath:
+    """Scoped by attempt: two attempts never write to the same place."""
+    return task_directory(run.job_id, run.task) / f"attempt-{run.attempt}" / f"step-{step:08d}"
 
 
 def model_directory(model_id: str) -> PurePosixPath:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dbserve.artefacts import attempt_directory, task_directory
+from dbserve.artefacts import checkpoint_directory, task_directory
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import Checkpointed, CheckpointRef, Task
@@ -94,9 +94,10 @@ class Training:
     async def _save(self, state: TrainingState) -> None:
         """Bytes first, then the pointer, which the store refuses to a stale attempt; then the old ones go."""
         run = self._task.run
+        relative = checkpoint_directory(run, state.step)
         saved = await asyncio.to_thread(
             save,
-            self._artifacts / attempt_directory(run),
+            self._artifacts / relative,
             state,
             contract=self._plan.contract,
             contract_hash=self._plan.contract_hash,
@@ -104,7 +105,7 @@ class Training:
         )
         ref = CheckpointRef(
             step=state.step,
-            path=saved.path.relative_to(self._artifacts).as_posix(),
+            path=relative.as_posix(),
             sha256=saved.manifest_sha256,
             attempt=run.attempt,
             at=time.time(),
