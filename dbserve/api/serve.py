@@ -1,6 +1,7 @@
 """One process that serves the API."""
 
 import contextlib
+import logging
 import socket
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None] = print) -> Non
     Raises StartupRefused: the port is taken, the host is not ours, or it is public and no API key is set.
     """
     refuse_open_door(settings)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = create_app(settings)
     with contextlib.closing(_listen(settings.host, settings.port)) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
