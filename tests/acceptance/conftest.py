@@ -1,0 +1,91 @@
+"""The service as a user starts it: `dbserve up` as a process of its own, on real Redis and real Ray."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dbserve.client import Client
+
+START_SECONDS = 150.0
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Returns as soon as the condition holds; fails with `what` when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.05)
+
+
+class Service:
+    """A running `dbserve up`."""
+
+    def __init__(self, data_dir: Path, port: int | None = None) -> None:
+        self.data_dir = data_dir
+        self.port = port or _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._output = data_dir.with_suffix(".out")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DBSERVE_")}
+        with self._output.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dbserve", "up", "--data-dir", str(data_dir), "--port", str(self.port)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        wait_for(self._is_up, seconds=START_SECONDS, what="dbserve up")
+
+    def _is_up(self) -> bool:
+        assert self.process.poll() is None, self.said()
+        return "dbserve is up" in self.said()
+
+    def said(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def client(self) -> Client:
+        return Client(self.url)
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def child(self, name: str) -> psutil.Process:
+        """The API's or the reconciler's process."""
+        [found] = [
+            process
+            for process in psutil.Process(self.process.pid).children()
+            if re.search(rf"dbserve {name}\b", " ".join(process.cmdline()))
+        ]
+        return found
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for the tests that leave it as they found it: its start costs many seconds."""
+    running = Service(tmp_path_factory.mktemp("acceptance") / "data")
+    yield running
+    assert running.stop() == 0, running.said()
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with service.client() as opened:
+        yield opened
