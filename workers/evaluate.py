@@ -51,7 +51,7 @@ def evaluate(
     trained = {task.name: verified_summary(plan, task, finals) for task in plan.tasks if task.steps}
     manifest, blocks = load_model(model_dir, contract=plan.contract)
     model = BlockChain.of(manifest.contract, blocks, device)
-    labels = as_tensor(data.test.labels.copy())
+    labels = as_tensor(data.test.labels)
 
     answers = chain_answers(model, data.test, batch_size)
     baselines = baseline_answers(plan, finals, data.test, batch_size, device)
@@ -109,7 +109,7 @@ def _validation_accuracy(model: BlockChain, validation: Split, batch_size: int) 
     if not len(validation):
         return {}
     answers = chain_answers(model, validation, batch_size)
-    labels = as_tensor(validation.labels.copy())
+    labels = as_tensor(validation.labels)
     return {rule: accuracy(answers.by(rule), labels) for rule in DECODE_RULES}
 
 

@@ -1,5 +1,7 @@
 """The report: the evidence a job leaves. Its JSON schema is published at docs/report.schema.json and over REST."""
 
+import json
+import sys
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -129,3 +131,13 @@ class Report(BaseModel, frozen=True):
     findings: tuple[str, ...] = Field(description="plain sentences: what was won and what was lost, with the figures")
     versions: dict[str, str]
     hardware: str
+
+
+def report_schema() -> str:
+    """The published JSON schema of a report, as docs/report.schema.json holds it (`make schema`)."""
+    schema = Report.model_json_schema(mode="serialization")
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(report_schema())

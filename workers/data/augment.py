@@ -11,7 +11,7 @@ def augmented(
     images: NDArray[np.uint8], augment: Augmentation, *, seed: int, task: str, step: int
 ) -> NDArray[np.uint8]:
     """(N, H, W, C) -> (N, C, H, W), a contiguous copy, each image cropped and mirrored by its own draw."""
-    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    images = images.transpose(0, 3, 1, 2).copy()
     padding, count = augment.crop_padding, len(images)
     if not (padding or augment.flip):
         return images

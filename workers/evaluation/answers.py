@@ -87,12 +87,13 @@ def image_batches(split: Split, batch_size: int, device: torch.device) -> Iterat
     """Normalised images (N, C, H, W) and labels (N,) on the device, in order, the last batch ragged."""
     for start in range(0, len(split), batch_size):
         rows = slice(start, start + batch_size)
-        images = np.ascontiguousarray(split.images[rows].transpose(0, 3, 1, 2))
-        yield normalise(as_tensor(images).to(device)), as_tensor(np.array(split.labels[rows])).to(device)
+        images = as_tensor(split.images[rows].transpose(0, 3, 1, 2))
+        yield normalise(images.to(device)), as_tensor(split.labels[rows]).to(device)
 
 
 def as_tensor(array: NDArray[np.uint8] | NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
+    """A contiguous copy: a mapped array is read-only, and a tensor has no notion of that."""
+    return torch.from_numpy(array.copy())  # pyright: ignore[reportUnknownMemberType]
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

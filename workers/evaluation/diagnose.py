@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dbserve.contracts.report import BlockDiagnosis
 from workers.data import Split
-from workers.evaluation.answers import Answers, BlockChain, image_batches
+from workers.evaluation.answers import Answers, BlockChain, as_tensor, image_batches
 from workers.evaluation.scores import accuracy
 from workers.method.codes import expected_code, log_posterior
 from workers.method.objective import noised_codes
@@ -41,7 +41,7 @@ def diagnose(model: BlockChain, test: Split, answers: Answers, batch_size: int) 
     """
     few = Split(test.images[:DIAGNOSIS_ROWS], test.labels[:DIAGNOSIS_ROWS])
     sums = _run(model, few, batch_size)
-    labels = torch.from_numpy(test.labels.copy())  # pyright: ignore[reportUnknownMemberType]
+    labels = as_tensor(test.labels)
     reading = [_read_off_z(model.codes, sigma) for sigma in model.edges]
     total_fall = reading[0].cross_entropy - reading[-1].cross_entropy
     blocks: list[BlockDiagnosis] = []

@@ -14,6 +14,7 @@ from workers.evaluation.scores import Difference, paired_difference
 Z_DOMINATES = 0.60  # z-only accuracy
 LITTLE_INFORMATION = 0.02  # share; or half an equal share, where so many blocks make this less
 LARGE_HANDOFF_GAP = 0.5  # nats
+HARDLY = 0.02  # of accuracy
 _NAMES: dict[DecodeRule, str] = {
     "chain": "the chain",
     "product_of_experts": "the product of experts",
@@ -64,8 +65,8 @@ def _bad_interval(block: BlockDiagnosis, least: float) -> Iterator[str]:
         )
     if block.information_share is not None and block.information_share < least:
         yield (
-            f"its interval holds {_percent(block.information_share)} of what z tells more about the label as sigma "
-            "falls; the edges leave it little to do."
+            f"in its interval z gains {_percent(block.information_share)} of all it comes to tell about the label as "
+            "sigma falls, so these noise levels are nearly one task; other edges would share the work better."
         )
 
 
@@ -196,10 +197,12 @@ def _cost_sentences(cost: Sequence[CostRow]) -> Iterator[str]:
 def _swap_sentence(swap_accuracy: float | None, chain: Score) -> Iterator[str]:
     if swap_accuracy is None:
         return
-    yield (
-        f"With a copy of block 0 in the last block's place the chain is right on {_percent(swap_accuracy)} (in order: "
-        f"{_percent(chain.accuracy)}): accuracy is a weak guard of the order, so the files themselves carry it."
-    )
+    figures = f"{_percent(swap_accuracy)} right, {_percent(chain.accuracy)} in order"
+    if chain.accuracy - swap_accuracy < HARDLY:
+        verdict = "accuracy would not reveal a wrong order, so every file carries its place and the contract's hash"
+    else:
+        verdict = "here accuracy would reveal a wrong order"
+    yield f"With a copy of block 0 in the last block's place the chain still answers ({figures}): {verdict}."
 
 
 def _of(quality: Quality, rule: DecodeRule) -> Score:
