@@ -66,10 +66,10 @@ def test_the_sample_job_is_planned_as_published() -> None:
     assert plan.contract.code_dim == 9
     assert plan.contract.options["conditioning"] == "add"
     assert plan.contract.options["mlp"] is None
-    # 12 layers of 12 D^2 + 13 D; patches 48 D + D; cls D; 65 positions; norm 2 D; head D K + K.
-    assert plan.end_to_end.parameters == 12 * (12 * 128**2 + 13 * 128) + 49 * 128 + 128 + 65 * 128 + 256 + 1290
+    # 12 layers of 12 D^2 + 13 D; patches 48 D + D; cls D; 64 positions; norm 2 D; head D K + K.
+    assert plan.end_to_end.parameters == 12 * (12 * 128**2 + 13 * 128) + 49 * 128 + 128 + 64 * 128 + 256 + 1290
     # 4 such layers, the projection of z and the time embedding besides.
-    plain = 4 * (12 * 128**2 + 13 * 128) + 49 * 128 + 128 + 65 * 128 + 256 + 1290
+    plain = 4 * (12 * 128**2 + 13 * 128) + 49 * 128 + 128 + 64 * 128 + 256 + 1290
     assert {block.parameters for block in plan.blocks} == {plain + 9 * 128 + 65 * 128 + 129 * 128}
     assert plan.shallow.parameters == plain
     assert plan.memory_ratio == plan.blocks[0].memory.total / plan.end_to_end.memory.total

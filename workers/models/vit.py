@@ -24,6 +24,7 @@ FREQUENCIES = 32  # of the time embedding, from 0.25 to 32 in geometric steps
 ADALN_DIVISOR = 6  # hidden width of the low-rank adaLN = width / 6, as published
 POSTERIOR_SCALE = 8.0  # length of a sure posterior mean as it enters the projection
 CLS = 1  # the readout's tokens
+POSITION_STD = 0.5  # as large as the patches' embeddings: at 0.02 a small network finds out late where a patch is
 
 
 class Options(BaseModel, frozen=True):
@@ -127,7 +128,7 @@ class Trunk(nn.Module):
         patches = (height // options.patch) * (width_px // options.patch)
         self.embedding = nn.Linear(channels * options.patch**2, options.width)
         self.cls = nn.Parameter(0.02 * torch.randn(1, CLS, options.width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, CLS + patches, options.width))
+        self.positions = nn.Parameter(POSITION_STD * torch.randn(1, patches, options.width))
         self.layers = nn.ModuleList(
             Layer(options, updated=CLS if index == layers - 1 else None, modulated=modulated) for index in range(layers)
         )
@@ -145,8 +146,8 @@ class Trunk(nn.Module):
         cls = self.cls.expand(len(images), -1, -1)
         if onto_cls is not None:
             cls = cls + onto_cls[:, None]
-        patches = self.embedding(self._patches(images))
-        x = torch.cat((cls.to(patches.dtype), patches), dim=1) + self.positions  # (N, T, D)
+        patches = self.embedding(self._patches(images)) + self.positions
+        x = torch.cat((cls, patches), dim=1)  # (N, T, D)
         if onto_all is not None:
             x = x + onto_all[:, None]
         for layer in self.layers:
@@ -267,7 +268,7 @@ DEFINITIONS = (
     ("modulation_matrices", "modulated * 6 * width * (rank or width) + width * rank"),
     ("modulation_parameters", "modulated * (modulation_matrices + 6 * width + rank)"),
     ("norm_parameters", "4 * width"),
-    ("stem_parameters", "channels * patch * patch * width + width + width + tokens * width"),
+    ("stem_parameters", "channels * patch * patch * width + width + width + (tokens - 1) * width"),
     ("head_parameters", "2 * width + width * classes + classes"),
     # Bytes saved by a layer that updates `tokens` tokens, and by the last one, which updates the cls token alone:
     # both norms' inputs, means and deviations (float32); their outputs, keys, values, queries, mixed values,
