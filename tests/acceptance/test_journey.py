@@ -90,7 +90,9 @@ def test_prometheus_sees_memory_and_throughput_of_every_block(service: Service, 
     for block in ("0", "1"):
         labels = rf'{{block="{block}",job_id="{finished}"}}'
         assert re.search(rf"^dbserve_block_samples_total{labels} 3840\.0$", text, re.M), "60 steps x 64 samples"
-        assert re.search(rf'^dbserve_block_memory_bytes{{block="{block}",job_id="{finished}",kind="peak"}} \d', text, re.M)
+        assert re.search(
+            rf'^dbserve_block_memory_bytes{{block="{block}",job_id="{finished}",kind="peak"}} \d', text, re.M
+        )
 
 
 def test_a_repeated_submit_with_its_key_makes_no_second_job(client: Client) -> None:
@@ -139,7 +141,11 @@ def test_two_blocks_are_two_processes_that_never_talk_to_each_other(client: Clie
     crossing = [c for c in first.net_connections("tcp") if c.raddr and c.raddr.port in theirs]
     crossing += [c for c in second.net_connections("tcp") if c.raddr and c.raddr.port in ours]
     writable = [
-        {m.path for m in process.memory_maps(grouped=False) if "w" in m.perms and "s" in m.perms and m.path.startswith("/")}
+        {
+            m.path
+            for m in process.memory_maps(grouped=False)
+            if "w" in m.perms and "s" in m.perms and m.path.startswith("/")
+        }
         for process in (first, second)
     ]
     client.cancel(job.id)

@@ -72,7 +72,7 @@ def test_a_reconciler_that_is_killed_adopts_the_workers_it_finds(client: Client,
     pids = [block.pid for block in client.blocks(job.id)]
     service.child("reconcile").kill()
     wait_for(lambda: "reconciler ended" in service.said(), seconds=20, what="its end is noticed")
-    wait_for(lambda: service.said().count("reconciling again") > 0 or _is_back(service), seconds=60, what="a new one")
+    wait_for(lambda: _reconciles_again(service), seconds=60, what="a new one")
     time.sleep(3.0)  # several ticks of the new reconciler: it must do nothing
     assert [(block.pid, block.attempt) for block in client.blocks(job.id)] == [(pid, 1) for pid in pids]
     client.cancel(job.id)
@@ -88,7 +88,7 @@ def _answers(service: Service) -> bool:
         return False
 
 
-def _is_back(service: Service) -> bool:
+def _reconciles_again(service: Service) -> bool:
     log = (service.data_dir / "logs" / "reconciler.log").read_text(errors="replace")
     return log.count("reconciling on") >= 2
 
