@@ -1,0 +1,1 @@
+"""Measurements, each of which can be run again: python -m benchmarks.<name>"""
