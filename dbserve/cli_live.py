@@ -124,7 +124,7 @@ def _change(task: TaskView) -> str:
     attempt = f" (attempt {task.attempt} of {task.max_attempts})" if task.attempt > 1 else ""
     node = f" on {task.node}" if task.node and task.status is TaskState.RUNNING else ""
     message = f": {task.message}" if task.message else ""
-    return f"{task.name} is {task.status}{attempt}{node}{message}"
+    return f"{task.name} {task.status}{attempt}{node}{message}"
 
 
 def epilogue(job: JobView) -> str:

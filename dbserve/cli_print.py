@@ -13,6 +13,7 @@ from rich.table import Table
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan, NetworkPlan
+from dbserve.contracts.status import TaskState
 from dbserve.contracts.views import JobSummary, JobView, LogView, ModelSummary, ModelView, Page, TaskView
 from dbserve.report_numbers import byte_size, count, duration, percent, significant
 
@@ -40,8 +41,11 @@ def readable(text: str) -> str:
     return text.replace("\u202f", " ").replace("\u2212", "-")
 
 
-def ago_or_in(seconds: float | None) -> str:
-    return "" if seconds is None else readable(duration(round(seconds)))
+def left(seconds: float | None) -> str:
+    """How long something will still take; empty when nobody knows."""
+    if seconds is None:
+        return ""
+    return f"{seconds:.0f} s" if seconds < 120 else readable(duration(seconds))
 
 
 def print_plan(spec: JobSpec, plan: JobPlan) -> None:
@@ -93,8 +97,10 @@ def print_jobs(jobs: Sequence[JobSummary], *, more: bool) -> None:
     table = _table("id", "name", "status", "done", "left", "created", "message")
     for job in jobs:
         progress = job.progress
-        done, left = f"{progress.percent:.0f} %", ago_or_in(progress.eta_seconds)
-        table.add_row(job.id, job.name, job.status, done, left, _time(job.created_at), job.message or "")
+        done = f"{progress.percent:.0f} %"
+        table.add_row(
+            job.id, job.name, job.status, done, left(progress.eta_seconds), _time(job.created_at), job.message or ""
+        )
     out = console()
     out.print(table if jobs else "no jobs")
     if more:
@@ -120,8 +126,8 @@ def print_job(job: JobView) -> None:
 
 def headline(job: JobView) -> str:
     """A job in one line."""
-    left = f", {ago_or_in(job.progress.eta_seconds)} left" if job.progress.eta_seconds else ""
-    return f"{job.name} ({job.id}) is {job.status}: {job.progress.percent:.0f} % of the steps{left}"
+    remaining = f", {left(job.progress.eta_seconds)} left" if job.progress.eta_seconds else ""
+    return f"{job.name} ({job.id}): {job.status}, {job.progress.percent:.0f} % of the steps{remaining}"
 
 
 def task_cells(task: TaskView) -> list[str]:
@@ -134,7 +140,7 @@ def task_cells(task: TaskView) -> list[str]:
         "" if task.loss is None else f"{task.loss:.4f}",
         "" if task.samples_per_second is None else f"{task.samples_per_second:.0f}",
         "" if task.memory_peak is None else readable(byte_size(task.memory_peak)),
-        ago_or_in(task.eta_seconds),
+        left(task.eta_seconds if task.status is TaskState.RUNNING else None),
     ]
 
 

@@ -54,10 +54,9 @@ def faults(invalid: ValidationError, tree: object) -> tuple[Fault, ...]:
     found: dict[str, Fault] = {}
     for error in invalid.errors(include_url=False, include_input=False, include_context=False):
         fault = _fault(error, tree)
-        earlier = found.get(fault.pointer)
-        if earlier and fault.message not in earlier.message:
-            fault = Fault(fault.pointer, fault.code, f"{earlier.message}; or: {fault.message}")
-        found[fault.pointer] = earlier if earlier and fault.message in earlier.message else fault
+        earlier = found.setdefault(fault.pointer, fault)
+        if fault.message not in earlier.message:
+            found[fault.pointer] = earlier._replace(message=f"{earlier.message}; or: {fault.message}")
         if len(found) == MAX_FAULTS:
             break
     return tuple(fault for fault in found.values() if not _other_member(fault, found))

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable
 
@@ -38,4 +39,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise StartupRefused(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise StartupRefused(f"cannot listen on {host} port {port}: {_why(error)}") from None
+
+
+def _why(error: OSError) -> str:
+    """The system's own words, without what the library adds."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
