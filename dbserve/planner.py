@@ -2,52 +2,22 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from typing import Any, cast
+from typing import cast
 
-from jsonschema import Draft202012Validator
-from jsonschema.validators import extend  # pyright: ignore[reportUnknownVariableType]
 from pydantic import JsonValue
 
-from dbserve.contracts.card import ArchitectureCard, Footprint
+from dbserve.cards import Sizes, complete_options, list_cards, load_card
+from dbserve.contracts.card import ArchitectureCard
 from dbserve.contracts.job import MAX_BLOCKS, BlocksSpec, JobSpec
-from dbserve.contracts.plan import (
-    BlockPlan,
-    Contract,
-    DataFacts,
-    JobPlan,
-    MemoryPlan,
-    NetworkPlan,
-    TaskKind,
-    TaskPlan,
-)
+from dbserve.contracts.plan import BlockPlan, Contract, DataFacts, JobPlan, TaskKind, TaskPlan
 from dbserve.errors import ConfigInvalid, DataInvalid
-from dbserve.formula import FormulaError, Value, evaluate, evaluate_number
+from dbserve.formula import FormulaError, Value
 from workers.method.partition import equal_mass_edges, log_uniform_edges, training_interval
+
+__all__ = ["list_cards", "load_card", "plan_job"]
 
 PREPROCESSING = "x/127.5-1"
 CODES_SEED = 0  # of every job: blocks of two seeds can stand in one model only if their target codes are the same
-MAX_PARAMETERS = 10**12  # of one network; beyond it a job is a typing error
-OPTIONS_POINTER = "/architecture/options"
-
-
-@cache
-def list_cards() -> tuple[ArchitectureCard, ...]:
-    """Every architecture this version knows, by kind."""
-    found = [entry for entry in (files("dbserve") / "cards").iterdir() if entry.name.endswith(".json")]
-    cards = (ArchitectureCard.model_validate_json(entry.read_text(encoding="utf-8")) for entry in found)
-    return tuple(sorted(cards, key=lambda card: card.kind))
-
-
-def load_card(kind: str) -> ArchitectureCard:
-    """The card of an architecture; ConfigInvalid at /architecture/kind when there is none."""
-    for card in list_cards():
-        if card.kind == kind:
-            return card
-    known = ", ".join(card.kind for card in list_cards())
-    raise ConfigInvalid(f"architecture {kind!r} is not known; known: {known}", "/architecture/kind")
 
 
 def plan_job(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> JobPlan:
@@ -59,8 +29,8 @@ def plan_job(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> JobPlan
             f"batch_size ({spec.training.batch_size}) exceeds the {facts.train_rows} training rows",
             "/training/batch_size",
         )
-    options = _complete_options(spec.architecture.options, card)
-    sizes = _Sizes(card, _names(spec, options, facts))
+    options = complete_options(spec.architecture.options, card)
+    sizes = Sizes(card, _names(spec, options, facts))
     layers = _cut(spec.blocks, depth=cast(int, options["depth"]))
     _check_train(spec.blocks, layers)
     contract = _contract(spec, card, facts, sizes, options, layers)
@@ -83,40 +53,6 @@ def plan_job(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> JobPlan
     )
 
 
-def _is_integer(_checker: object, value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-# Integers are written as integers: 6.0 heads are refused here, as the network's own strict Options would refuse them.
-_OptionsValidator = cast(
-    type[Draft202012Validator],
-    extend(
-        Draft202012Validator,
-        type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
-    ),
-)
-
-
-def _complete_options(given: Mapping[str, JsonValue], card: ArchitectureCard) -> dict[str, JsonValue]:
-    properties = cast(dict[str, dict[str, JsonValue]], card.options_schema["properties"])
-    for key in given:
-        if key not in properties:
-            raise ConfigInvalid(
-                f"{card.kind} has no option {key!r}; it has: {', '.join(sorted(properties))}",
-                f"{OPTIONS_POINTER}/{_escaped(key)}",
-            )
-    validator: Any = _OptionsValidator(card.options_schema)
-    for error in validator.iter_errors(dict(given)):
-        path = "".join(f"/{_escaped(str(part))}" for part in error.absolute_path)
-        name = ".".join(map(str, error.absolute_path)) or "options"
-        raise ConfigInvalid(f"{name}: {error.message}", OPTIONS_POINTER + path)
-    return {name: given.get(name, rule.get("default")) for name, rule in properties.items()}
-
-
-def _escaped(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")
-
-
 def _names(spec: JobSpec, options: Mapping[str, JsonValue], facts: DataFacts) -> dict[str, Value]:
     height, width_px, channels = facts.image_shape
     return {
@@ -129,47 +65,6 @@ def _names(spec: JobSpec, options: Mapping[str, JsonValue], facts: DataFacts) ->
         "bytes": 2 if spec.training.precision == "bf16" else 4,
         "sigma_data": spec.noise.sigma_data,
     }
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """A card's formulas over one job's options and data."""
-
-    card: ArchitectureCard
-    names: Mapping[str, Value]
-
-    def __post_init__(self) -> None:
-        for rule in self.card.rules:
-            if not evaluate(rule.expression, self.names):
-                raise ConfigInvalid(rule.message.format_map(dict(self.names)), OPTIONS_POINTER + rule.pointer)
-
-    def number(self, expression: str, *, layers: int) -> float | int:
-        """The value of a formula for a network of that many layers."""
-        names = {**self.names, "layers": layers}
-        for name, definition in self.card.definitions:
-            names[name] = evaluate(definition, names)
-        names["code_dim"] = evaluate(self.card.code_dim, names)
-        return evaluate_number(expression, names)
-
-    def network(self, footprint: Footprint, layers: tuple[int, int]) -> NetworkPlan:
-        """Size of a network: 4 bytes a parameter for itself, 4 for its gradient, 8 for AdamW's two moments."""
-        count = layers[1] - layers[0]
-        parameters = int(self.number(footprint.parameters, layers=count))
-        if parameters > MAX_PARAMETERS:
-            raise ConfigInvalid(
-                f"a network of {count} layers would have {parameters:.3g} parameters; at most {MAX_PARAMETERS:.0e} "
-                "are planned",
-                OPTIONS_POINTER,
-            )
-        activations = int(self.number(footprint.activations, layers=count))
-        memory = MemoryPlan(
-            parameters=4 * parameters,
-            gradients=4 * parameters,
-            optimizer=8 * parameters,
-            activations=activations,
-            total=16 * parameters + activations,
-        )
-        return NetworkPlan(layers=layers, parameters=parameters, memory=memory)
 
 
 def _cut(blocks: BlocksSpec, *, depth: int) -> tuple[tuple[int, int], ...]:
@@ -211,7 +106,7 @@ def _contract(
     spec: JobSpec,
     card: ArchitectureCard,
     facts: DataFacts,
-    sizes: _Sizes,
+    sizes: Sizes,
     options: dict[str, JsonValue],
     layers: tuple[tuple[int, int], ...],
 ) -> Contract:
@@ -253,7 +148,7 @@ def _contract(
     )
 
 
-def _blocks(spec: JobSpec, card: ArchitectureCard, sizes: _Sizes, contract: Contract) -> Iterator[BlockPlan]:
+def _blocks(spec: JobSpec, card: ArchitectureCard, sizes: Sizes, contract: Contract) -> Iterator[BlockPlan]:
     for index, layers in enumerate(contract.layers):
         low, high = training_interval(contract.edges, index, spec.blocks.overlap)
         network = sizes.network(card.denoiser, layers)

@@ -12,8 +12,7 @@ def card_text(network: Architecture) -> str:
 
 
 def main() -> None:
-    directory = Path(str(files("dbserve"))) / "cards"
-    directory.mkdir(exist_ok=True)
+    directory = Path(str(files("dbserve.cards")))
     for kind, network in ARCHITECTURES.items():
         (directory / f"{kind}.json").write_text(card_text(network), encoding="utf-8")
 
