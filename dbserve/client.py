@@ -10,6 +10,7 @@ Lost connections are tried again where that is safe: every request but `delete` 
 Idempotency-Key). What the server refuses is raised as an ApiError with its code and the pointers to the faults.
 """
 
+import math
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -159,9 +160,9 @@ class Client:
             except (ServerUnreachable, Unavailable):
                 if time.monotonic() - reached > PATIENCE_SECONDS:
                     raise
-            left = poll_seconds if timeout is None else began + timeout - time.monotonic()
+            left = math.inf if timeout is None else began + timeout - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"job {job_id} has not ended within {timeout:g} s")
+                raise TimeoutError(f"job {job_id} has not ended within {timeout} s")
             time.sleep(min(poll_seconds, left))
 
     # --- history

@@ -43,6 +43,12 @@ def snapshot(spec: JobSpec | None = None, *, intent: Intent = Intent.RUN, **task
     )
 
 
+def every_task(spec: JobSpec | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
+    """Keywords for snapshot() that change every task of the job."""
+    names = (task.name for task in small_plan(spec or baselines_spec()).tasks)
+    return {name.replace("-", "__"): dict(changes) for name in names}
+
+
 def running(step: int, samples_per_second: float | None = None, **progress: Any) -> dict[str, Any]:
     told = {"step": step, "samples_per_second": samples_per_second, **progress}
     return {"state": TaskState.RUNNING, "node": "n1", "progress": told}
