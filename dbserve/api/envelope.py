@@ -7,7 +7,7 @@ import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dbserve.api.problems import from_http, unexpected
@@ -45,6 +45,8 @@ class Envelope:
 
         try:
             await self._app(scope, receive, send_marked)
+        except ClientDisconnect:
+            log.info("request %s: the client left before its body was read", request_id)
         except Exception as error:
             response = unexpected(Request(scope), error)
             if status:  # too late to answer otherwise: break the connection, so that the client sees it

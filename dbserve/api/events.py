@@ -26,11 +26,13 @@ SLOWEST_READER_SECONDS = 60  # a client that takes nothing for so long is let go
 WAIT_MS = 4_000
 BATCH = 500
 
-LastEventId = Annotated[str | None, Header(max_length=64, description="what an EventSource sends when it reconnects")]
+ID = r"^[0-9]{1,18}(-[0-9]{1,18})?$"
+
+LastEventId = Annotated[str | None, Header(pattern=ID, description="what an EventSource sends when it reconnects")]
 
 
 class EventsQuery(BaseModel, extra="forbid"):
-    after: str | None = Field(default=None, max_length=64, description="id of the last event already seen")
+    after: str | None = Field(default=None, pattern=ID, description="id of the last event already seen")
     limit: int = Field(default=100, ge=1, le=1000, description="of a JSON page")
 
 

@@ -1,10 +1,13 @@
 """A job as text: what is read, and what is refused where."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dbserve.contracts.job import JobSpec
 from dbserve.errors import Fault, SpecInvalid
@@ -124,6 +127,33 @@ def test_a_plain_yaml_scalar_means_what_it_looks_like(written: str, meant: str) 
         assert "/labels/key" in {fault.pointer for fault in faults_of(text.encode(), "yaml")}, "no number in base 60"
     else:
         assert parse_job(text.encode(), "yaml").labels == {"key": meant}
+
+
+def refused_or_read(text: bytes, form: Any) -> None:
+    """Anything but a SpecInvalid, or one that cannot be sent, is a failure."""
+    with contextlib.suppress(SpecInvalid):
+        try:
+            parse_job(text, form)
+        except SpecInvalid as refused:
+            json.dumps(refused.faults, ensure_ascii=False).encode()
+            raise
+
+
+LEAF = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text())
+TREE = st.recursive(LEAF, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+
+
+@given(st.binary() | st.text().map(str.encode))
+def test_no_bytes_make_the_reader_fail(text: bytes) -> None:
+    refused_or_read(text, "json")
+    refused_or_read(text, "yaml")
+
+
+@given(st.sampled_from(sorted(JOB)), TREE)
+def test_no_value_makes_the_reader_fail(key: str, value: Any) -> None:
+    text = json.dumps({**JOB, key: value}).encode()
+    refused_or_read(text, "json")
+    refused_or_read(text, "yaml")
 
 
 def test_every_fault_is_told_at_once_and_a_misspelt_key_gets_a_hint() -> None:

@@ -1,0 +1,180 @@
+"""Streams over a real connection: server, client and command line together, on a real Redis."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from dbserve.cli import cli
+from dbserve.client import Client, NotFound
+from dbserve.store import JobStore, history
+from tests.integration.serving import finish, serving, settings, start, submitted
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture
+def url(redis_url: str, tmp_path: Path) -> Iterator[str]:
+    with serving(settings(redis_url, tmp_path)) as address:
+        yield address
+
+
+async def read_stream(url: str, **headers: str) -> tuple[int, str]:
+    async with httpx.AsyncClient(timeout=20.0) as http:
+        response = await http.get(url, headers={**STREAM, **headers})
+        return response.status_code, response.text
+
+
+async def test_a_stream_tells_all_from_the_first_event_to_the_last_and_then_ends(url: str, store: JobStore) -> None:
+    job_id = await submitted(store)
+    reading = asyncio.create_task(read_stream(f"{url}/v1/jobs/{job_id}/events"))
+    await finish(store, job_id)
+    status, text = await asyncio.wait_for(reading, 20)
+    known = [event.id for event in await store.history.events(job_id)]
+    assert status == 200
+    assert [line.removeprefix("id: ") for line in text.splitlines() if line.startswith("id: ")] == known
+    assert text.rstrip().splitlines()[-2] == "event: job_finished"
+
+
+async def test_a_stream_goes_on_after_the_last_event_that_was_seen(url: str, store: JobStore) -> None:
+    job_id = await submitted(store)
+    await finish(store, job_id)
+    ids = [event.id for event in await store.history.events(job_id)]
+    address = f"{url}/v1/jobs/{job_id}/events"
+    _, text = await read_stream(address, **{"Last-Event-ID": ids[3]})
+    assert [line.removeprefix("id: ") for line in text.splitlines() if line.startswith("id: ")] == ids[4:]
+    assert (await read_stream(f"{address}?after={ids[3]}"))[1] == text
+    status, nothing = await read_stream(address, **{"Last-Event-ID": ids[-1]})
+    assert (status, nothing) == (204, ""), "an EventSource stops at 204 instead of asking for ever"
+
+
+async def test_a_gap_is_said(url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "EVENTS_KEPT", 3)
+    job_id = await submitted(store)
+    first = (await store.history.events(job_id))[0].id
+    await finish(store, job_id)
+    kept = len(await store.history.events(job_id))
+    if kept > 3:  # Redis trims whole nodes; cut exactly, as it would with more events
+        await store._redis.xtrim(f"dbserve:job:{job_id}:events", maxlen=3, approximate=False)  # pyright: ignore[reportPrivateUsage]
+    status, text = await read_stream(f"{url}/v1/jobs/{job_id}/events", **{"Last-Event-ID": first})
+    assert status == 410
+    assert "events_gone" in text
+
+
+async def test_an_unknown_job_has_no_stream(url: str) -> None:
+    for path in ("events", "logs?follow=true"):
+        status, text = await read_stream(f"{url}/v1/jobs/j00/{path}")
+        assert status == 404, path
+        assert "job_not_found" in text
+
+
+async def test_deleting_a_job_ends_its_streams(url: str, store: JobStore) -> None:
+    job_id = await submitted(store)
+    seen = asyncio.Event()
+
+    async def read() -> None:
+        async with (
+            httpx.AsyncClient(timeout=20.0) as http,
+            http.stream("GET", f"{url}/v1/jobs/{job_id}/logs?follow=true", headers=STREAM) as response,
+        ):
+            seen.set()
+            await response.aread()
+
+    reading = asyncio.create_task(read())
+    await seen.wait()
+    await store.request_cancel(job_id)
+    await store.delete_job(job_id)
+    await asyncio.wait_for(reading, 20)
+
+
+async def test_logs_are_followed_to_the_end_of_the_job(url: str, store: JobStore) -> None:
+    job_id = await submitted(store)
+    run = await start(store, job_id, "block-0")
+    await store.history.append_logs(run, [(1.0, "INFO", "before"), (2.0, "INFO", "a separator \u2028 inside")])
+    got: list[str] = []
+    followed = threading.Event()
+
+    def follow() -> None:
+        with Client(url) as client:
+            for line in client.logs(job_id, block=0, follow=True):
+                got.append(line.message)
+                followed.set()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    assert await asyncio.to_thread(followed.wait, 10)
+    await store.history.append_logs(run, [(3.0, "INFO", "after")])
+    other = await start(store, job_id, "block-1")
+    await store.history.append_logs(other, [(4.0, "INFO", "of another block")])
+    await finish(store, job_id)
+    await asyncio.to_thread(thread.join, 20)
+    assert got == ["before", "a separator \u2028 inside", "after"]
+
+
+async def test_the_client_survives_a_restart_of_the_server_without_missing_or_repeating_an_event(
+    redis_url: str, tmp_path: Path, store: JobStore
+) -> None:
+    job_id = await submitted(store)
+    got: list[str] = []
+    first = threading.Event()
+    address: list[str] = []
+
+    def follow(client: Client) -> None:
+        for event in client.events(job_id):
+            got.append(event.id)
+            first.set()
+
+    with serving(settings(redis_url, tmp_path)) as url:
+        address.append(url)
+        client = Client(url)
+        thread = threading.Thread(target=follow, args=(client,))
+        thread.start()
+        assert await asyncio.to_thread(first.wait, 10)
+    await start(store, job_id, "block-0")
+    with serving(settings(redis_url, tmp_path)) as url:
+        client._http.base_url = httpx.URL(url)  # pyright: ignore[reportPrivateUsage]
+        await finish(store, job_id)
+        await asyncio.to_thread(thread.join, 20)
+    assert got == [event.id for event in await store.history.events(job_id)]
+    client.close()
+
+
+async def test_the_command_line_submits_watches_and_tells_the_end(url: str, store: JobStore, tmp_path: Path) -> None:
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text(
+        "name: digits\narchitecture: {kind: vit, options: {depth: 2, width: 16, heads: 2, patch: 4}}\n"
+        'data: {uri: "builtin:digits"}\nblocks: {count: 2}\ntraining: {steps: 20, batch_size: 32}\n'
+        "evaluation: {baselines: []}\n"
+    )
+
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(cli, [*arguments, "--url", url])
+        return result.exit_code, result.output
+
+    code, printed = await asyncio.to_thread(run, "submit", "-f", str(job_file))
+    assert code == 0, printed
+    job_id = printed.strip()
+    watching = asyncio.create_task(asyncio.to_thread(run, "watch", job_id))
+    await finish(store, job_id)
+    code, printed = await asyncio.wait_for(watching, 20)
+    assert code == 0, printed
+    assert "succeeded" in printed.splitlines()[-1]
+    assert job_id in (await asyncio.to_thread(run, "jobs"))[1]
+    assert (await asyncio.to_thread(run, "cancel", job_id))[0] == 4
+    assert (await asyncio.to_thread(run, "delete", job_id))[0] == 0
+    code, printed = await asyncio.to_thread(run, "show", job_id)
+    assert code == 4
+    assert "not known" in printed
+
+
+async def test_a_download_of_a_model_that_is_unknown_writes_nothing(url: str, tmp_path: Path) -> None:
+    def fetch() -> None:
+        with Client(url) as client, pytest.raises(NotFound):
+            client.download_model("j00", tmp_path / "models")
+
+    await asyncio.to_thread(fetch)
+    assert not (tmp_path / "models").exists()
