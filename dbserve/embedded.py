@@ -54,7 +54,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class _InterruptedError(Exception):
+class _Interrupted(Exception):
     """SIGTERM or SIGINT came."""
 
 
@@ -123,7 +123,7 @@ def serve_embedded(
             say(f"data        {data_dir}   (artifacts, cache, redis, logs)")
             say("dbserve is up; Ctrl-C stops it, and the same command goes on where it was")
             watch(children, say)
-        except _InterruptedError:
+        except _Interrupted:
             say("stopping")
     return 0
 
@@ -149,7 +149,7 @@ def _signals_raise() -> Generator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # stopping once is enough
-        raise _InterruptedError
+        raise _Interrupted
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

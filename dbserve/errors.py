@@ -1,4 +1,4 @@
-"""Errors a caller can meet. `code` is stable and machine-readable; `pointer` names the offending key as a JSON pointer."""
+"""Errors a caller can meet. `code` is stable and machine-readable; `pointer` is a JSON pointer to the offending key."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -11,7 +11,7 @@ from dbserve.api.context import JobId, Store
 from dbserve.api.negotiation import preferred
 from dbserve.api.problems import problems
 from dbserve.contracts.report import Report
-from dbserve.report_page import render
+from dbserve.report.page import render
 
 router = APIRouter(prefix="/v1", tags=["reports"])
 

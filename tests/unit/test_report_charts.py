@@ -7,10 +7,10 @@ import pytest
 
 from dbserve.contracts.report import LossCurve, LossPoint
 from dbserve.contracts.status import MemoryBytes
-from dbserve.report_charts import Axis, linear_axis, log_axis, span, stacked, whisker
-from dbserve.report_costs import measured_total
-from dbserve.report_curves import loss_chart, thinned
-from dbserve.report_numbers import byte_size, count, duration, percent, points, significant, with_error
+from dbserve.report.charts import Axis, linear_axis, log_axis, span, stacked, whisker
+from dbserve.report.costs import measured_total
+from dbserve.report.curves import loss_chart, thinned
+from dbserve.report.numbers import byte_size, count, duration, percent, points, significant, with_error
 
 
 def test_a_whisker_reaches_one_and_two_errors_to_both_sides() -> None:

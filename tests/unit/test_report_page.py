@@ -21,9 +21,9 @@ from dbserve.contracts.report import (
     ShallowSingle,
 )
 from dbserve.contracts.status import MemoryBytes
-from dbserve.report_costs import alike, memory_table
-from dbserve.report_page import render
-from dbserve.report_verdict import compare, verdict
+from dbserve.report.costs import alike, memory_table
+from dbserve.report.page import render
+from dbserve.report.verdict import compare, verdict
 
 HOSTILE = '<script>alert("x")</script>'
 VOID = {"meta", "br", "line", "rect", "circle", "path", "use"}

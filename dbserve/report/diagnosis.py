@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dbserve.contracts.report import BlockDiagnosis, Report
-from dbserve.report_charts import Axis, Segment, linear_axis, log_axis, share_axis, span
-from dbserve.report_numbers import is_number, percent, points, significant
-from dbserve.report_verdict import nats
+from dbserve.report.charts import Axis, Segment, linear_axis, log_axis, share_axis, span
+from dbserve.report.numbers import is_number, percent, points, significant
+from dbserve.report.verdict import nats
 
 Z_DOMINATES = 0.60  # z-only accuracy above which a block can answer without the image
 LITTLE_INFORMATION = 0.02  # or half of an equal share, where there are so many blocks that this is less

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from dbserve.contracts.report import CostRow, LossCurve, MemoryRow, Report
 from dbserve.contracts.status import MemoryBytes
-from dbserve.report_charts import Axis, Segment, linear_axis, stacked
-from dbserve.report_numbers import (
+from dbserve.report.charts import Axis, Segment, linear_axis, stacked
+from dbserve.report.numbers import (
     MISSING,
     byte_size,
     byte_unit,

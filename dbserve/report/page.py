@@ -3,15 +3,15 @@
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dbserve.contracts.report import Report
-from dbserve.report_costs import KINDS, MOST_ROWS, TextRow, cost_table, loss_groups, memory_table
-from dbserve.report_curves import loss_chart
-from dbserve.report_diagnosis import chain, handoffs, image_use, intervals
-from dbserve.report_numbers import count, duration, percent, significant
-from dbserve.report_quality import quality_table
-from dbserve.report_verdict import RULES, validation_note, verdict
+from dbserve.report.costs import KINDS, MOST_ROWS, TextRow, cost_table, loss_groups, memory_table
+from dbserve.report.curves import loss_chart
+from dbserve.report.diagnosis import chain, handoffs, image_use, intervals
+from dbserve.report.numbers import count, duration, percent, significant
+from dbserve.report.quality import quality_table
+from dbserve.report.verdict import RULES, validation_note, verdict
 
 _ENVIRONMENT = Environment(
-    loader=PackageLoader("dbserve"),
+    loader=PackageLoader("dbserve.report"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dbserve.contracts.report import DecodeRule, Report, Score
-from dbserve.report_numbers import (
+from dbserve.report.numbers import (
     MISSING,
     NOT_RUN,
     count,

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from dbserve.contracts.report import DecodeRule, Report, Score, ShallowSingle
-from dbserve.report_charts import Axis, Whisker, share_axis, whisker
-from dbserve.report_numbers import count, error_digits, is_number, percent, points, with_error
-from dbserve.report_verdict import RULES, nats, validation_note
+from dbserve.report.charts import Axis, Whisker, share_axis, whisker
+from dbserve.report.numbers import count, error_digits, is_number, percent, points, with_error
+from dbserve.report.verdict import RULES, nats, validation_note
 
 
 @dataclass(frozen=True)

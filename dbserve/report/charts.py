@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dbserve.report_numbers import percent, short
+from dbserve.report.numbers import percent, short
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dbserve.contracts.report import LossCurve, LossPoint
-from dbserve.report_charts import fraction, log_ticks
-from dbserve.report_numbers import MINUS, significant
+from dbserve.report.charts import fraction, log_ticks
+from dbserve.report.numbers import MINUS, significant
 
 MOST_POINTS = 80  # of a drawn curve: a panel is some 250 pixels wide
 
