@@ -278,7 +278,7 @@ def test_a_report_of_an_empty_job_still_renders() -> None:
 
 
 def _palettes() -> list[dict[str, str]]:
-    css = files("dbserve").joinpath("templates/report.css").read_text()
+    css = files("dbserve").joinpath("report/templates/report.css").read_text()
     light, dark = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[:2]
     return [dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", part)) for part in (light, dark)]
 
