@@ -15,7 +15,7 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan, NetworkPlan
 from dbserve.contracts.status import TaskState
 from dbserve.contracts.views import JobSummary, JobView, LogView, ModelSummary, ModelView, Page, TaskView
-from dbserve.report_numbers import byte_size, count, duration, percent, significant
+from dbserve.report.numbers import byte_size, count, duration, percent, significant
 
 WIDTH_OF_A_PIPE = 200
 

@@ -7,11 +7,14 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import redis as redis_sync
 
+from dbserve.api.app import create_app
 from dbserve.embedded import redis_server_binary
 from dbserve.store import JobStore
+from tests.integration.serving import settings
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +56,17 @@ async def store(redis_url: str) -> AsyncIterator[JobStore]:
     opened = JobStore.from_url(redis_url)
     yield opened
     await opened.aclose()
+
+
+@pytest.fixture(scope="session")
+def api_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the API's artefacts and its digits lie; the digits are written once."""
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture
+async def http(redis_url: str, api_directory: Path, store: JobStore) -> AsyncIterator[httpx.AsyncClient]:
+    """The API on this Redis, without a socket in between."""
+    app = create_app(settings(redis_url, api_directory), store)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client

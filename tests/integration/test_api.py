@@ -1,8 +1,6 @@
 """The REST API on a real Redis."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,137 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
-from dbserve.api.app import create_app
-from dbserve.contracts.plan import JobPlan
+from dbserve.contracts.report import Report
 from dbserve.contracts.snapshot import ModelRecord
 from dbserve.contracts.status import Checkpointed, CheckpointRef, Crashed, MemoryBytes, Progress, Reason
 from dbserve.contracts.views import BlockView, EventView, JobView
-from dbserve.jobfile import parse_job
 from dbserve.store import JobStore
-from tests.integration.serving import finish, settings, start, submitted
-
-JSON = {"Content-Type": "application/json"}
-YAML = {"Content-Type": "application/yaml; charset=utf-8"}
-DIGITS = """\
-name: digits
-labels: {team: a}
-architecture: {kind: vit, options: {depth: 2, width: 16, heads: 2, patch: 4}}
-data: {uri: "builtin:digits"}
-blocks: {count: 2}
-training: {steps: 20, batch_size: 32}
-"""
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits are written once."""
-    return tmp_path_factory.mktemp("api")
-
-
-@pytest.fixture
-async def http(redis_url: str, directory: Path, store: JobStore) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(settings(redis_url, directory), store)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        yield client
-
-
-async def listed(http: httpx.AsyncClient) -> list[str]:
-    return [job["id"] for job in (await http.get("/v1/jobs")).json()["data"]]
-
-
-# --- submitting
-
-
-async def test_a_job_is_accepted_with_its_place_and_reads_back(http: httpx.AsyncClient) -> None:
-    accepted = await http.post("/v1/jobs", content=DIGITS, headers=YAML)
-    assert accepted.status_code == 202
-    job = JobView.model_validate_json(accepted.content)
-    assert accepted.headers["location"] == f"/v1/jobs/{job.id}"
-    assert job.status == "queued"
-    assert [block.index for block in job.blocks] == [0, 1]
-    assert (job.progress.step, job.progress.total) == (0, 20 * 5), "2 blocks, end-to-end, 2 shallow networks"
-    assert (await http.get(accepted.headers["location"])).json() == accepted.json()
-
-
-async def test_a_plan_is_answered_and_nothing_is_stored(http: httpx.AsyncClient) -> None:
-    response = await http.post("/v1/plans", content=DIGITS, headers=YAML)
-    plan = JobPlan.model_validate_json(response.content)
-    assert [block.layers for block in plan.blocks] == [(0, 1), (1, 2)]
-    assert plan.blocks[0].sigma_max == plan.contract.sigma_max
-    assert await listed(http) == []
-
-
-async def test_a_key_that_comes_again_makes_no_second_job_in_either_language(http: httpx.AsyncClient) -> None:
-    key = {"Idempotency-Key": "k1"}
-    as_json = parse_job(DIGITS.encode(), "yaml").model_dump_json()
-    first = await http.post("/v1/jobs", content=DIGITS, headers={**YAML, **key})
-    again = await http.post("/v1/jobs", content=as_json, headers={**JSON, **key})
-    assert (first.status_code, again.status_code) == (202, 202)
-    assert first.json()["id"] == again.json()["id"]
-    assert "idempotent-replayed" not in first.headers
-    assert again.headers["idempotent-replayed"] == "true"
-
-
-async def test_the_same_post_fifty_times_at_once_makes_one_job(http: httpx.AsyncClient) -> None:
-    headers = {**YAML, "Idempotency-Key": "k1"}
-    answers = await asyncio.gather(*(http.post("/v1/jobs", content=DIGITS, headers=headers) for _ in range(50)))
-    assert {answer.status_code for answer in answers} == {202}
-    assert len({answer.json()["id"] for answer in answers}) == 1
-    assert len(await listed(http)) == 1
-
-
-async def test_a_key_with_another_body_is_refused(http: httpx.AsyncClient) -> None:
-    headers = {**YAML, "Idempotency-Key": "k1"}
-    await http.post("/v1/jobs", content=DIGITS, headers=headers)
-    other = await http.post("/v1/jobs", content=DIGITS.replace("steps: 20", "steps: 21"), headers=headers)
-    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
-    assert len(await listed(http)) == 1
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "pointer"),
-    [
-        ("kind: vit", "kind: perceptron", "/architecture/kind"),
-        ("steps: 20", "stepz: 20", "/training/stepz"),
-        ("width: 16", "widht: 16", "/architecture/options/widht"),
-        ("steps: 20", "steps: .nan", "/training/steps"),
-        ("steps: 20", "steps: 20, lr: 1e999", "/training/lr"),
-        ("steps: 20", "steps: -20", "/training/steps"),
-        ("depth: 2", "depth: 1000000000", "/architecture/options/depth"),
-        ("count: 2", "count: 1000000000", "/blocks/count"),
-        ("count: 2", "layers: [1, 1000000000]", "/blocks/layers"),
-        ("depth: 2", "depth: 3", "/blocks/count"),
-        ("heads: 2", "heads: 3", "/architecture/options/heads"),
-        ("count: 2", "count: 2, train: [2]", "/blocks/train"),
-        ("batch_size: 32", "batch_size: 100000", "/training/batch_size"),
-        ("builtin:digits", "/nowhere/*.parquet", "/data/uri"),
-        ("builtin:digits", "builtin:letters", "/data/uri"),
-        ("patch: 4", "patch: 3", "/architecture/options/patch"),
-    ],
-)
-async def test_bad_input_is_pointed_at_and_leaves_nothing_behind(
-    http: httpx.AsyncClient, old: str, new: str, pointer: str
-) -> None:
-    assert old in DIGITS
-    for path in ("/v1/plans", "/v1/jobs"):
-        began = time.monotonic()
-        response = await http.post(path, content=DIGITS.replace(old, new), headers=YAML)
-        assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
-        assert any(error["pointer"].startswith(pointer) for error in response.json()["errors"]), response.text
-        assert time.monotonic() - began < 5.0, "refused by arithmetic"
-    assert await listed(http) == []
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1 this is no parquet file PAR1", b"PAR1"])
-async def test_an_empty_or_corrupt_shard_is_refused(http: httpx.AsyncClient, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "shard.parquet").write_bytes(content)
-    job = DIGITS.replace("builtin:digits", f"{tmp_path}/*.parquet")
-    response = await http.post("/v1/jobs", content=job, headers=YAML)
-    assert response.status_code == 422, response.text
-    assert response.json()["errors"][0]["pointer"] == "/data/uri"
-    assert await listed(http) == []
-
+from tests.integration.serving import finish, start, submitted
+from tests.unit.test_report_page import report
 
 # --- reading
 
@@ -286,15 +162,31 @@ async def test_a_report_is_not_ready_before_the_evaluation(http: httpx.AsyncClie
     assert (response.status_code, response.json()["code"]) == (409, "report_not_ready")
 
 
+async def test_a_report_comes_as_data_or_as_a_page(http: httpx.AsyncClient, store: JobStore) -> None:
+    job_id = await submitted(store)
+    run = await start(store, job_id, "block-0")
+    known = report(job_name="<evidence>")
+    await store.results.save_report(run, known)
+    address = f"/v1/jobs/{job_id}/report"
+    as_data = await http.get(address)
+    assert Report.model_validate_json(as_data.content) == known
+    Draft202012Validator((await http.get("/v1/report-schema")).json()).validate(as_data.json())
+    asked: list[dict[str, Any]] = [{"params": {"format": "html"}}, {"headers": {"Accept": "text/html"}}]
+    for how in asked:
+        page = await http.get(address, **how)
+        assert page.headers["content-type"].startswith("text/html")
+        assert "&lt;evidence&gt;" in page.text
+
+
 # --- models
 
 
 async def test_a_model_is_listed_shown_and_downloaded(
-    http: httpx.AsyncClient, store: JobStore, directory: Path
+    http: httpx.AsyncClient, store: JobStore, api_directory: Path
 ) -> None:
     job_id = await submitted(store)
     run = await start(store, job_id, "block-0")
-    place = directory / "artifacts" / "models" / job_id
+    place = api_directory / "artifacts" / "models" / job_id
     place.mkdir(parents=True)
     (place / "model.json").write_text("{}")
     model = ModelRecord(
@@ -353,9 +245,9 @@ async def test_no_strange_parameter_makes_the_server_fail(
 
 
 async def test_the_service_is_ready_when_redis_and_the_artefacts_are_there(
-    http: httpx.AsyncClient, directory: Path
+    http: httpx.AsyncClient, api_directory: Path
 ) -> None:
-    (directory / "artifacts").mkdir(exist_ok=True)
+    (api_directory / "artifacts").mkdir(exist_ok=True)
     ready = await http.get("/readyz")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready", "missing": {}})
 

@@ -17,6 +17,11 @@ from tests.integration.serving import finish, serving, settings, start, submitte
 STREAM = {"Accept": "text/event-stream"}
 
 
+def run_plan(url: str, job_file: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, ["plan", "-f", job_file, "--server", url])
+    return result.exit_code, result.output
+
+
 @pytest.fixture
 def url(redis_url: str, tmp_path: Path) -> Iterator[str]:
     with serving(settings(redis_url, tmp_path)) as address:
@@ -155,6 +160,8 @@ async def test_the_command_line_submits_watches_and_tells_the_end(url: str, stor
         result = CliRunner().invoke(cli, [*arguments, "--url", url])
         return result.exit_code, result.output
 
+    code, printed = await asyncio.to_thread(run_plan, url, str(job_file))
+    assert code == 0, printed
     code, printed = await asyncio.to_thread(run, "submit", "-f", str(job_file))
     assert code == 0, printed
     job_id = printed.strip()
