@@ -100,16 +100,16 @@ class BlockWorker:
 
     async def _train(self, spec: JobSpec, plan: JobPlan, task: Task, pulse) -> None:
         from workers.data import open_dataset
-        from workers.training import Training, use_threads
+        from workers.attempt import TrainingAttempt, use_threads
 
         loop = asyncio.get_running_loop()
         trunk = await self._trunk(plan)
-        training = Training(self._store, self._config.artifacts, spec, plan, task)
+        attempt = TrainingAttempt(self._store, self._config.artifacts, spec, plan, task)
 
         def train() -> None:
             use_threads(self._cpus)
             data = open_dataset(plan.data, spec.data, cache_dir=self._config.cache_dir)
-            training.run(data, pulse, loop, trunk=trunk, device=_device(self._gpus))
+            attempt.run(data, pulse, loop, trunk=trunk, device=_device(self._gpus))
 
         await asyncio.to_thread(train)
 
@@ -152,7 +152,7 @@ class BlockWorker:
         from workers.data import open_dataset
         from workers.evaluate import evaluate
         from workers.pulse import patiently
-        from workers.training import use_threads
+        from workers.attempt import use_threads
 
         tasks = (await self._store.snapshot(self._run.job_id)).tasks
         trained = [task for task in tasks.values() if task.kind in TRAINED]

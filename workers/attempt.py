@@ -25,7 +25,7 @@ from workers.trainer import train_block
 log = logging.getLogger("dbserve.worker")
 
 
-class Training:
+class TrainingAttempt:
     """The training of one attempt at a trunk, a block or a baseline."""
 
     def __init__(self, store: JobStore, artifacts: Path, spec: JobSpec, plan: JobPlan, task: Task) -> None:
