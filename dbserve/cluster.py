@@ -60,7 +60,8 @@ class RayCluster:
     def alive(self) -> set[Run]:
         """Runs whose actor exists or still waits for its resources."""
         with _reaching_ray():
-            return {_run(name) for name in list_named_actors()}
+            names = list_named_actors()
+        return {run for name in names if (run := _run(name)) is not None}
 
     def launch(self, run: Run, resources: Resources) -> None:
         """Asks for an actor and returns at once. Harmless when it exists already."""
@@ -98,9 +99,13 @@ def _name(run: Run) -> str:
     return f"{run.job_id}/{run.task}/{run.attempt}"
 
 
-def _run(name: str) -> Run:
-    job_id, task, attempt = name.split("/")
-    return Run(job_id=job_id, task=task, attempt=int(attempt))
+def _run(name: str) -> Run | None:
+    """The Run that an actor's name says; None for an actor that is not ours."""
+    match name.split("/"):
+        case [job_id, task, attempt] if attempt.isdecimal():
+            return Run(job_id=job_id, task=task, attempt=int(attempt))
+        case _:
+            return None
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ def serve_embedded(
         try:
             if redis_url is None:
                 redis_url, command = _redis_command(data_dir, stack)
-                redis = start(Child("redis", command, environment, logs / "redis.log"))
+                redis = start(Child("redis", command, environment, logs / "redis.log", restart=True))
                 wait_until_ready(redis, lambda: _redis_answers(redis_url))
             if ray_address is None:
                 environment |= _ray_environment(data_dir)
