@@ -16,7 +16,9 @@ PREFIX = "DBSERVE_"
 class Settings(BaseSettings):
     """Where everything is. Every field is an environment variable: `redis_url` is DBSERVE_REDIS_URL."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
+    )
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL")
     ray_address: str = Field(default="auto", description="address of the Ray cluster; auto: the one on this machine")
