@@ -20,6 +20,10 @@ from dbserve.store import JobStore
 
 log = logging.getLogger(__name__)
 
+REDIS_TIMEOUT_SECONDS = (
+    2.5  # a Redis that hangs is soon said to be away; longer than any blocking read (events.WAIT_MS)
+)
+
 
 def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
     """The API. It starts, and answers /healthz, whether or not Redis does; it connects with the first request.
@@ -27,7 +31,7 @@ def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
     A store that is handed in stays open; the one opened here is closed when the application ends.
     Raises ConfigInvalid for an unusable redis_url.
     """
-    services = Services(settings, store or JobStore.from_url(settings.redis_url))
+    services = Services(settings, store or JobStore.from_url(settings.redis_url, timeout=REDIS_TIMEOUT_SECONDS))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["history"])
 
 HEARTBEAT_SECONDS = 15
 SLOWEST_READER_SECONDS = 60  # a client that takes nothing for so long is let go
-WAIT_MS = 4_000
+WAIT_MS = 1_500  # of one blocking read; below the time-out of the API's connection to Redis
 BATCH = 500
 
 ID = r"^[0-9]{1,18}(-[0-9]{1,18})?$"
