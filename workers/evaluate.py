@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dbserve.contracts.job import JobSpec
-from dbserve.contracts.plan import JobPlan
+from dbserve.contracts.plan import BASELINES, JobPlan
 from dbserve.contracts.report import DecodeRule, Quality, Report
 from dbserve.contracts.status import Task
 from workers.assemble import load_model
@@ -43,11 +43,15 @@ def evaluate(
 ) -> Report:
     """Examine an assembled model against the baselines of its job.
 
-    `finals`: the final checkpoint of every trained task by name; `runs`: the tasks as the store has them (node,
-    attempts, times). Raises ContractMismatch or CheckpointInvalid where an artefact is not what the plan says.
+    `finals`: the final checkpoint by name of every task that trained to its end. A baseline may be missing there, and is
+    then missing in the report, with a warning. `runs`: the tasks as the store has them (node, attempts, times). Raises
+    ContractMismatch or CheckpointInvalid where an artefact is not what the plan says.
     """
     device = torch.device(device)
     batch_size = spec.evaluation.batch_size
+    run_of = {run.run.task: run for run in runs}
+    lost = [task.name for task in plan.tasks if task.kind in BASELINES and task.name not in finals]
+    plan = plan.model_copy(update={"tasks": tuple(task for task in plan.tasks if task.name not in lost)})
     trained = {task.name: verified_summary(plan, task, finals) for task in plan.tasks if task.steps}
     manifest, blocks = load_model(model_dir, contract=plan.contract)
     model = BlockChain.of(manifest.contract, blocks, device)
@@ -57,7 +61,6 @@ def evaluate(
     baselines = baseline_answers(plan, finals, data.test, batch_size, device)
     validation_accuracy = _validation_accuracy(model, data.validation, batch_size)
     diagnosis = diagnose(model, data.test, answers, batch_size)
-    run_of = {run.run.task: run for run in runs}
 
     report = Report(
         job_id=job_id,
@@ -89,6 +92,7 @@ def evaluate(
         swap_accuracy=diagnosis.swap_accuracy,
         warnings=(
             *plan.warnings,
+            *(_why_missing(name, run_of.get(name)) for name in lost),
             *warnings(diagnosis.blocks, rows=diagnosis.rows, classes=len(plan.contract.class_names)),
         ),
         findings=(),
@@ -102,6 +106,11 @@ def evaluate(
         shallow_ensemble=mean_of_probabilities(baselines.shallow) if baselines.shallow else None,
     )
     return report.model_copy(update={"findings": findings(report, compared)})
+
+
+def _why_missing(baseline: str, run: Task | None) -> str:
+    why = f"{run.reason}: {run.message}" if run is not None and run.reason is not None else "it did not finish"
+    return f"the baseline {baseline} is missing ({why}): nothing is said against it"
 
 
 def _validation_accuracy(model: BlockChain, validation: Split, batch_size: int) -> dict[DecodeRule, float]:

@@ -37,7 +37,7 @@ class Job:
     def __init__(self, root: Path, steps: int = 100, **changes: Any) -> None:
         self.spec: JobSpec = small_spec(
             training={"steps": steps, "batch_size": 64, "lr": 3e-3},
-            evaluation={"baselines": changes.pop("baselines", BASELINES), "batch_size": 90},
+            evaluation={"baselines": changes.pop("baselines", BASELINES), "batch_size": 50},
             **changes,
         )
         self.plan: JobPlan = small_plan(self.spec)
@@ -255,9 +255,17 @@ def test_foreign_data_is_not_needed_to_refuse_a_foreign_checkpoint(job: Job) -> 
         job.report(finals=swapped)
 
 
-def test_a_missing_baseline_is_refused_by_name(job: Job) -> None:
+def test_a_baseline_that_failed_is_missing_in_the_report_and_said_to_be(job: Job) -> None:
     finals = {name: path for name, path in job.finals.items() if name != "end_to_end"}
-    with pytest.raises(CheckpointInvalid, match="end_to_end"):
+    report = job.report(finals=finals)
+    assert report.quality.end_to_end is None
+    assert report.memory.ratio_kind == "predicted"
+    assert any("the baseline end_to_end is missing" in warning for warning in report.warnings)
+
+
+def test_a_missing_block_is_refused_by_name(job: Job) -> None:
+    finals = {name: path for name, path in job.finals.items() if name != "block-0"}
+    with pytest.raises(CheckpointInvalid, match="block-0"):
         job.report(finals=finals)
 
 

@@ -84,7 +84,7 @@ def product_of_experts(blocks: Sequence[Denoise], images: Tensor, codes: Tensor,
 
 def alone(blocks: Sequence[Denoise], images: Tensor, codes: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
     """Each block's answer to the image without any z handed over (z = 0), at its own sigma: B times (N, K) logits."""
-    z = initial_z("zero", len(images), codes, sigmas[0])
+    z = torch.zeros(len(images), codes.shape[1], device=codes.device)
     return [
         block(images, z, torch.full((len(z),), sigma, device=z.device))
         for block, sigma in zip(blocks, sigmas, strict=True)
