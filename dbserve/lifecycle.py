@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from dbserve.contracts.job import RetrySpec
-from dbserve.contracts.plan import TRAINED, JobPlan, TaskKind
+from dbserve.contracts.plan import BASELINES, TRAINED, JobPlan, TaskKind
 from dbserve.contracts.status import (
     BLAMELESS,
     HELD,
@@ -38,6 +38,7 @@ def new_tasks(job_id: str, plan: JobPlan, retry: RetrySpec, *, now: float) -> tu
             kind=task.kind,
             index=task.index,
             needs=task.needs,
+            after=task.after,
             max_attempts=retry.max_attempts,
             created_at=now,
         )
@@ -153,11 +154,12 @@ def backoff_seconds(retry: RetrySpec, attempt: int) -> float:
 
 
 def can_start(task: Task, tasks: Mapping[str, Task], now: float) -> bool:
-    """Pending, its backoff over, and everything it needs succeeded."""
+    """Pending, its backoff over, everything it needs succeeded, and everything it waits for ended."""
     return (
         task.state is TaskState.PENDING
         and task.not_before <= now
         and all(tasks[name].state is TaskState.SUCCEEDED for name in task.needs)
+        and all(tasks[name].state in TERMINAL for name in task.after)
     )
 
 
@@ -170,17 +172,20 @@ def broken_need(task: Task, tasks: Mapping[str, Task]) -> str | None:
 
 
 def job_state(tasks: Sequence[Task], intent: Intent) -> JobStatus:
-    """What the tasks together say of their job. A job's state is always derived, never stored."""
+    """What the tasks together say of their job. A job's state is always derived, never stored.
+
+    A baseline that failed does not fail its job: that the whole network does not fit may be the very reason for blocks.
+    """
     states = {task.state for task in tasks}
     if states <= TERMINAL:
-        if TaskState.FAILED in states:
+        if any(_fails_the_job(task) for task in tasks):
             return JobStatus.FAILED
         return JobStatus.CANCELLED if TaskState.CANCELLED in states else JobStatus.SUCCEEDED
     if intent is Intent.CANCEL:
         return JobStatus.CANCELLING
     if any(task.run.attempt > 1 and task.state in {TaskState.PENDING, TaskState.LAUNCHED} for task in tasks):
         return JobStatus.RECOVERING
-    if all(task.state is TaskState.SUCCEEDED for task in tasks if task.kind in TRAINED):
+    if all(task.state in TERMINAL for task in tasks if task.kind in TRAINED):
         assembled = all(task.state is TaskState.SUCCEEDED for task in tasks if task.kind is TaskKind.ASSEMBLY)
         return JobStatus.EVALUATING if assembled else JobStatus.ASSEMBLING
     if states & HELD or any(task.started_at is not None for task in tasks):
@@ -188,10 +193,14 @@ def job_state(tasks: Sequence[Task], intent: Intent) -> JobStatus:
     return JobStatus.QUEUED
 
 
+def _fails_the_job(task: Task) -> bool:
+    return task.state is TaskState.FAILED and task.kind not in BASELINES
+
+
 def job_reason(tasks: Sequence[Task], intent: Intent) -> tuple[Reason | None, str | None]:
     """Why the job stands where it stands: the first failure, else a wait, else the user's cancel."""
     for task in tasks:
-        if task.state is TaskState.FAILED:
+        if _fails_the_job(task):
             return task.reason, f"{task.run.task}: {task.message}"
     if intent is Intent.CANCEL and any(task.state is not TaskState.SUCCEEDED for task in tasks):
         return Reason.USER_CANCELLED, "cancelled by the user"

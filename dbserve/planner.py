@@ -184,7 +184,7 @@ def _tasks(spec: JobSpec, blocks: tuple[BlockPlan, ...]) -> Iterator[TaskPlan]:
             yield TaskPlan(name=f"shallow-{index}", kind=TaskKind.SHALLOW, index=index, steps=steps)
     if len(trained) == len(blocks):
         yield TaskPlan(name="assembly", kind=TaskKind.ASSEMBLY, needs=trained)
-        yield TaskPlan(name="evaluation", kind=TaskKind.EVALUATION, needs=("assembly", *baselines))
+        yield TaskPlan(name="evaluation", kind=TaskKind.EVALUATION, needs=("assembly",), after=baselines)
 
 
 def _warnings(spec: JobSpec, blocks: tuple[BlockPlan, ...], facts: DataFacts) -> Iterator[str]:

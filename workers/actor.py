@@ -18,7 +18,7 @@ from dbserve.artefacts import model_directory
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import TRAINED, JobPlan, TaskKind
 from dbserve.contracts.snapshot import ModelRecord
-from dbserve.contracts.status import CheckpointRef, Crashed, Finished, Reason, Run, Started, Task
+from dbserve.contracts.status import CheckpointRef, Crashed, Finished, Reason, Run, Started, Task, TaskState
 from dbserve.errors import (
     CheckpointInvalid,
     ConfigInvalid,
@@ -99,8 +99,8 @@ class BlockWorker:
             await store.aclose()
 
     async def _train(self, spec: JobSpec, plan: JobPlan, task: Task, pulse) -> None:
-        from workers.data import open_dataset
         from workers.attempt import TrainingAttempt, use_threads
+        from workers.data import open_dataset
 
         loop = asyncio.get_running_loop()
         trunk = await self._trunk(plan)
@@ -149,13 +149,14 @@ class BlockWorker:
         await patiently(lambda: self._store.results.save_model(self._run, model))
 
     async def _evaluate(self, spec: JobSpec, plan: JobPlan) -> None:
+        from workers.attempt import use_threads
         from workers.data import open_dataset
         from workers.evaluate import evaluate
         from workers.pulse import patiently
-        from workers.attempt import use_threads
 
         tasks = (await self._store.snapshot(self._run.job_id)).tasks
         trained = [task for task in tasks.values() if task.kind in TRAINED]
+        succeeded = [task for task in trained if task.state is TaskState.SUCCEEDED]
 
         def examine():
             use_threads(self._cpus)
@@ -164,7 +165,7 @@ class BlockWorker:
                 plan,
                 open_dataset(plan.data, spec.data, cache_dir=self._config.cache_dir),
                 self._config.artifacts / model_directory(self._run.job_id),
-                {task.run.task: self._config.artifacts / _final(task).path for task in trained},
+                {task.run.task: self._config.artifacts / _final(task).path for task in succeeded},
                 trained,
                 job_id=self._run.job_id,
                 model_id=self._run.job_id,

@@ -95,7 +95,7 @@ BASELINES = frozenset({TaskKind.END_TO_END, TaskKind.SHALLOW})
 
 
 class TaskPlan(BaseModel, frozen=True):
-    """A node of the job's graph; it starts when every task in `needs` has succeeded.
+    """A node of the job's graph; it starts when every task in `needs` has succeeded and every one in `after` has ended.
 
     `name` is unique in the job: trunk, block-0, end_to_end, shallow-0, assembly, evaluation.
     """
@@ -105,6 +105,7 @@ class TaskPlan(BaseModel, frozen=True):
     index: int = 0  # of a block or of a member of the shallow ensemble
     steps: int = 0  # optimizer steps; 0 where nothing is trained
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()  # what it can do without, should it fail
 
 
 class JobPlan(BaseModel, frozen=True):

@@ -101,6 +101,7 @@ class Task(BaseModel, frozen=True):
     kind: TaskKind
     index: int = 0
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     state: TaskState = TaskState.PENDING
     max_attempts: int = 1
     not_before: float = 0.0  # unix seconds: backoff

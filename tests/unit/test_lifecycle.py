@@ -214,6 +214,21 @@ def test_a_task_starts_when_its_needs_have_succeeded_and_its_backoff_is_over() -
     assert broken_need(task, tasks) == "block-0"
 
 
+def test_a_task_waits_for_the_end_of_what_it_can_do_without() -> None:
+    baseline = a_task(R, kind=TaskKind.END_TO_END)
+    task = a_task(run=Run(job_id="j1", task="evaluation", attempt=1), after=("end_to_end",))
+    assert not can_start(task, {"end_to_end": baseline}, now=9.0)
+    assert can_start(task, {"end_to_end": a_task(F, kind=TaskKind.END_TO_END)}, now=9.0)
+
+
+def test_a_baseline_that_failed_does_not_fail_its_job() -> None:
+    failed: dict[str, object] = {"reason": Reason.GPU_OOM, "message": "too big", "kind": TaskKind.END_TO_END}
+    tasks = [*job_of(S, S, S, S), a_task(F, **failed)]
+    assert job_state(tasks, Intent.RUN) is JobStatus.SUCCEEDED
+    assert job_reason(tasks, Intent.RUN) == (None, None)
+    assert job_state([*job_of(S, S, S, P), a_task(F, **failed)], Intent.RUN) is JobStatus.EVALUATING
+
+
 def test_backoff_doubles_up_to_its_maximum() -> None:
     retry = RetrySpec(backoff_seconds=1.0, max_backoff_seconds=5.0)
     assert [backoff_seconds(retry, attempt) for attempt in (1, 2, 3, 4, 1000)] == [1.0, 2.0, 4.0, 5.0, 5.0]

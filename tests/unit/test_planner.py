@@ -88,8 +88,9 @@ def test_the_sample_job_is_planned_as_published() -> None:
         ("shallow-1", ()),
         ("shallow-2", ()),
         ("assembly", ("block-0", "block-1", "block-2")),
-        ("evaluation", ("assembly", "end_to_end", "shallow-0", "shallow-1", "shallow-2")),
+        ("evaluation", ("assembly",)),
     ]
+    assert plan.task("evaluation").after == ("end_to_end", "shallow-0", "shallow-1", "shallow-2")
     assert {task.steps for task in plan.tasks} == {2000, 0}
     assert plan.contract_hash == plan.contract.digest()
 
