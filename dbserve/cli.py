@@ -83,6 +83,7 @@ cli = typer.Typer(
 )
 cli.add_typer(cli_jobs.commands)
 cli.add_typer(cli_models.commands, name="models", rich_help_panel="Results")
+cli.command(rich_help_panel="Jobs")(cli_models.architectures)
 
 Host = Annotated[str | None, typer.Option(envvar="DBSERVE_HOST", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(envvar="DBSERVE_PORT", min=0, max=65_535, show_default="8000")]

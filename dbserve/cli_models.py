@@ -1,4 +1,4 @@
-"""Commands about assembled models."""
+"""Commands about assembled models, and about the networks they can be made of."""
 
 from pathlib import Path
 from typing import Annotated
@@ -56,3 +56,19 @@ def download(
         except OSError as error:
             raise ConfigInvalid(f"cannot write to {directory}: {error.strerror or error}") from None
     typer.echo(json.dumps({"path": str(path)}) if as_json else str(path))
+
+
+def architectures(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Show this one's options.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The networks a job may name, and their options. Needs no server."""
+    from dbserve.cards import list_cards, load_card
+    from dbserve.cli_print import print_cards, print_json, print_json_page, print_options
+
+    if kind is None:
+        cards = list_cards()
+        print_json_page(cards) if as_json else print_cards(cards)
+    else:
+        card = load_card(kind)
+        print_json(card) if as_json else print_options(card)

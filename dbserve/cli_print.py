@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import cast
 
 import typer
 from pydantic import BaseModel, JsonValue
@@ -11,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dbserve.contracts.card import ArchitectureCard
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan, NetworkPlan
 from dbserve.contracts.status import TaskState
@@ -156,6 +158,24 @@ def print_models(models: Sequence[ModelSummary]) -> None:
     for model in models:
         table.add_row(model.id, model.name, str(model.version), _time(model.created_at), model.contract_hash[:12])
     console().print(table if models else "no models")
+
+
+def print_cards(cards: Sequence[ArchitectureCard]) -> None:
+    table = _table("kind", "what it is")
+    for card in cards:
+        table.add_row(card.kind, card.summary)
+    console().print(table)
+
+
+def print_options(card: ArchitectureCard) -> None:
+    table = _table("option", "default", "what it is")
+    required = cast(Sequence[str], card.options_schema.get("required", ()))
+    for name, schema in cast(Mapping[str, Mapping[str, JsonValue]], card.options_schema["properties"]).items():
+        default = "(required)" if name in required else json.dumps(schema.get("default"))
+        choices = " | ".join(map(str, cast(Sequence[JsonValue], schema.get("enum", ()))))
+        table.add_row(name, default, "  ".join(filter(None, (str(schema.get("description", "")), choices))))
+    console().print(f"{card.kind}: {card.summary}")
+    console().print(table)
 
 
 def print_model(model: ModelView) -> None:

@@ -41,10 +41,15 @@ async def submit_job(
     spec: Submitted, services: With, response: Response, idempotency_key: IdempotencyKey = None
 ) -> JobView:
     """Accepts a job; answered when it is durable. `Idempotent-Replayed` tells a repeated request from the first."""
-    job_plan = await plan(spec, services.settings)
-    record, created = await services.store.create_job(
-        spec, job_plan, idempotency_key=idempotency_key, request_digest=digest(spec)
-    )
+    store, request = services.store, digest(spec)
+    # A repeat is answered before it is planned: its shards may be gone by now, and its job is not.
+    record = await store.recall(idempotency_key, request) if idempotency_key else None
+    created = False
+    if record is None:
+        job_plan = await plan(spec, services.settings)
+        record, created = await store.create_job(
+            spec, job_plan, idempotency_key=idempotency_key, request_digest=request
+        )
     response.headers["Location"] = f"/v1/jobs/{record.id}"
     if not created:
         response.headers["Idempotent-Replayed"] = "true"

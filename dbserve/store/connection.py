@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def open_redis(url: str, *, timeout: float = 5.0) -> Redis:
-    """`redis://`, `rediss://` or `unix://`. One repeat on a dropped connection, then the error at once.
+    """`redis://`, `rediss://` or `unix://`. One repeat on a dropped connection, none on a time-out.
 
     Raises:
         ConfigInvalid: the url is not one of these.
@@ -32,7 +32,7 @@ def open_redis(url: str, *, timeout: float = 5.0) -> Redis:
             protocol=2,
             socket_timeout=timeout,
             socket_connect_timeout=2.0,
-            retry=Retry(NoBackoff(), 1),
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
     except ValueError as error:
         raise ConfigInvalid(f"not a Redis url: {error}") from error

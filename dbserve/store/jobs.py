@@ -31,12 +31,13 @@ from dbserve.errors import (
     StaleRun,
     StoreUnavailable,
 )
-from dbserve.lifecycle import advance, job_reason, job_state, new_tasks
+from dbserve.lifecycle import advance, job_state, new_tasks
 from dbserve.store import keys
 from dbserve.store.connection import open_redis, reaching_redis, read_tasks, transaction
 from dbserve.store.history import JOB_CREATED, History, close_if_ended, log_event
 from dbserve.store.lease import Lease
 from dbserve.store.results import Results
+from dbserve.store.snapshots import as_snapshot, matches
 
 SCHEMA = "1"
 IDEMPOTENCY_TTL_SECONDS = 24 * 3600
@@ -116,6 +117,15 @@ class JobStore:
 
         return await transaction(self._redis, [seen] if seen else [], attempt)
 
+    async def recall(self, idempotency_key: str, request_digest: str) -> JobRecord | None:
+        """The job that this very request made before, if it did. Raises IdempotencyMismatch, as create_job."""
+
+        async def attempt(pipe: Pipeline) -> JobRecord | None:
+            return await _seen_before(pipe, seen, request_digest)
+
+        seen = keys.idempotency(idempotency_key)
+        return await transaction(self._redis, [seen], attempt)
+
     async def snapshot(self, job_id: str) -> JobSnapshot:
         """One consistent look at a job. Raises JobNotFound."""
         found = await self._snapshots([job_id])
@@ -145,7 +155,7 @@ class JobStore:
             async with reaching_redis():
                 ids = cast(list[str], await self._redis.zrevrangebylex(keys.JOBS, start, "-", 0, size))
             for snapshot in await self._snapshots(ids):
-                if not _matches(snapshot, status, labels or {}):
+                if not matches(snapshot, status, labels or {}):
                     continue
                 if len(wanted) == limit:
                     return wanted, keys.make_cursor(wanted[-1].record.id)
@@ -336,37 +346,8 @@ class JobStore:
                 spec, plan = await self._spec_and_plan(job_id)
             except JobNotFound:  # deleted between the two reads
                 continue
-            found.append(_as_snapshot(head, tasks, progress, spec, plan))
+            found.append(as_snapshot(head, tasks, progress, spec, plan))
         return found
-
-
-def _as_snapshot(
-    head: Sequence[str], raw_tasks: Mapping[str, str], raw_progress: Mapping[str, str], spec: JobSpec, plan: JobPlan
-) -> JobSnapshot:
-    record, intent, finished_at = JobRecord.model_validate_json(head[0]), Intent(head[1]), head[2]
-    tasks = {task.name: Task.model_validate_json(raw_tasks[task.name]) for task in plan.tasks}
-    current = list(tasks.values())
-    reason, message = job_reason(current, intent)
-    return JobSnapshot(
-        record=record.model_copy(update={"intent": intent, "finished_at": float(finished_at) if finished_at else None}),
-        status=job_state(current, intent),
-        reason=reason,
-        message=message,
-        spec=spec,
-        plan=plan,
-        tasks=tasks,
-        progress={
-            name: Progress.model_validate_json(raw)
-            for name, task in tasks.items()
-            if (raw := raw_progress.get(keys.progress_field(task.run))) is not None
-        },
-    )
-
-
-def _matches(snapshot: JobSnapshot, status: JobStatus | None, labels: Mapping[str, str]) -> bool:
-    return (status is None or snapshot.status is status) and all(
-        snapshot.record.labels.get(key) == value for key, value in labels.items()
-    )
 
 
 def _write_hash(pipe: Pipeline, key: str, fields: Mapping[str, str]) -> None:

@@ -76,7 +76,7 @@ def open_cursor(cursor: str) -> str:
 def stream_order(event_id: str) -> tuple[int, int]:
     """(milliseconds, number) of a stream id. Raises ConfigInvalid for anything else."""
     milliseconds, _, number = event_id.partition("-")
-    if not (milliseconds.isascii() and milliseconds.isdigit()) or not (number or "0").isdigit():
+    if not (event_id.isascii() and milliseconds.isdecimal() and (number or "0").isdecimal()):
         raise ConfigInvalid("not an event id that this job gave out", pointer="/query/after", code="invalid_cursor")
     order = int(milliseconds), int(number or 0)
     if max(order) >= 2**63:

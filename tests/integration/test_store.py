@@ -85,6 +85,19 @@ async def test_the_same_request_fifty_times_makes_one_job(store: JobStore) -> No
     assert len(jobs) == 1
 
 
+async def test_a_request_is_remembered_by_its_key_until_its_job_is_deleted(store: JobStore) -> None:
+    assert await store.recall("k", "d") is None
+    job_id = await submit(store, key="k", digest="d")
+    remembered = await store.recall("k", "d")
+    assert remembered is not None
+    assert remembered.id == job_id
+    with pytest.raises(IdempotencyMismatch):
+        await store.recall("k", "other")
+    await finish(store, job_id)
+    await store.delete_job(job_id)
+    assert await store.recall("k", "d") is None
+
+
 async def test_a_key_used_with_another_body_is_refused(store: JobStore) -> None:
     await submit(store, key="k", digest="one")
     with pytest.raises(IdempotencyMismatch):

@@ -59,6 +59,17 @@ async def test_a_key_that_comes_again_makes_no_second_job_in_either_language(htt
     assert again.headers["idempotent-replayed"] == "true"
 
 
+async def test_a_repeat_is_answered_when_its_shards_are_gone(http: httpx.AsyncClient, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "train.parquet", pixels(60, (8, 8, 1)), cycle(60))
+    text = DIGITS.replace("builtin:digits", str(tmp_path))
+    headers = {**YAML, "Idempotency-Key": "k1"}
+    first = await http.post("/v1/jobs", content=text, headers=headers)
+    shard.unlink()
+    again = await http.post("/v1/jobs", content=text, headers=headers)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json()["id"] == again.json()["id"]
+
+
 async def test_the_same_post_fifty_times_at_once_makes_one_job(http: httpx.AsyncClient) -> None:
     headers = {**YAML, "Idempotency-Key": "k1"}
     answers = await asyncio.gather(*(http.post("/v1/jobs", content=DIGITS, headers=headers) for _ in range(50)))
