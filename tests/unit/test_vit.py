@@ -201,6 +201,11 @@ def test_dropout_keeps_the_mean_draws_anew_and_repeats_under_a_seed() -> None:
     assert torch.equal(layer(x), again)
 
 
+@pytest.mark.parametrize("p", [1e-9, 1 - 1e-9])
+def test_dropout_at_its_limits_stays_finite(p: float) -> None:
+    assert torch.isfinite(Dropout(p)(torch.ones(1000))).all()
+
+
 def test_dropout_is_absent_from_evaluation() -> None:
     x = torch.randn(8, 8)
     assert Dropout(0.5).eval()(x) is x

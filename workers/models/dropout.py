@@ -33,7 +33,7 @@ class Dropout(nn.Module):
 class _LaneDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        threshold = round(p * _LANE_VALUES)
+        threshold = min(round(p * _LANE_VALUES), _LANE_VALUES - 1)  # p just below 1 keeps something to scale
         draws = torch.empty(-(-x.numel() // _LANES), dtype=torch.int64).random_(-(2**63), None)
         lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)
         kept = lanes >= threshold - _LANE_VALUES // 2
