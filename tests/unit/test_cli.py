@@ -81,6 +81,14 @@ def refusal(status: int, code: str, *errors: dict[str, str]) -> httpx.Response:
 # --- plan
 
 
+def test_the_options_of_a_network_are_said_without_any_server() -> None:
+    assert "heads" in run("architectures", "vit").output
+    card = json.loads(run("architectures", "vit", "--json").output)
+    assert card["options_schema"]["properties"]["depth"]["default"] == 12
+    unknown = run("architectures", "resnet")
+    assert (unknown.exit_code, "known: vit" in unknown.output) == (2, True)
+
+
 def test_a_plan_is_made_here_without_any_server(job_file: Path) -> None:
     result = run("plan", "-f", str(job_file), "--json")
     assert result.exit_code == 0, result.output
