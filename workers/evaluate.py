@@ -23,7 +23,7 @@ from workers.evaluation.baselines import Baselines, baseline_answers, verified_s
 from workers.evaluation.costs import cost_row, layers_of, loss_curve, memory_report
 from workers.evaluation.diagnose import diagnose
 from workers.evaluation.findings import Compared, findings, warnings
-from workers.evaluation.scores import accuracy, mean_member, mean_of_probabilities, score
+from workers.evaluation.scores import accuracy, mean_member, score
 
 DECODE_RULES: tuple[DecodeRule, ...] = ("chain", "product_of_experts", "first_block")  # a tie goes to the earlier
 
@@ -43,9 +43,9 @@ def evaluate(
 ) -> Report:
     """Examine an assembled model against the baselines of its job.
 
-    `finals`: the final checkpoint by name of every task that trained to its end. A baseline may be missing there, and is
-    then missing in the report, with a warning. `runs`: the tasks as the store has them (node, attempts, times). Raises
-    ContractMismatch or CheckpointInvalid where an artefact is not what the plan says.
+    `finals`: the final checkpoint by name of every task that trained to its end. A baseline may be missing there, and
+    is then missing in the report, with a warning. `runs`: the tasks as the store has them (node, attempts, times).
+    Raises ContractMismatch or CheckpointInvalid where an artefact is not what the plan says.
     """
     device = torch.device(device)
     batch_size = spec.evaluation.batch_size
@@ -103,7 +103,7 @@ def evaluate(
         labels=labels,
         ours={rule: answers.by(rule) for rule in DECODE_RULES},
         end_to_end=baselines.end_to_end,
-        shallow_ensemble=mean_of_probabilities(baselines.shallow) if baselines.shallow else None,
+        shallow_ensemble=baselines.shallow_ensemble,
     )
     return report.model_copy(update={"findings": findings(report, compared)})
 
@@ -138,9 +138,9 @@ def _quality(plan: JobPlan, answers: Answers, baselines: Baselines, labels: Tens
             None if baselines.end_to_end is None else score(baselines.end_to_end, labels, layer_evaluations=depth)
         ),
         shallow_ensemble=(
-            score(mean_of_probabilities(baselines.shallow), labels, layer_evaluations=shallow_depth * len(members))
-            if members
-            else None
+            None
+            if baselines.shallow_ensemble is None
+            else score(baselines.shallow_ensemble, labels, layer_evaluations=shallow_depth * len(members))
         ),
         shallow_single=mean_member(members, len(labels)) if members else None,
     )

@@ -269,6 +269,14 @@ def test_a_missing_block_is_refused_by_name(job: Job) -> None:
         job.report(finals=finals)
 
 
+def test_an_ensemble_that_lost_a_member_is_not_scored_as_one(job: Job) -> None:
+    found = job.report(finals={name: path for name, path in job.finals.items() if name != "shallow-1"})
+    assert found.quality.shallow_ensemble is None
+    assert found.quality.shallow_single is not None
+    assert len(found.quality.shallow_single.members) == 1
+    assert any("whether depth composes" in finding for finding in found.findings)
+
+
 def test_no_gradient_is_kept(job: Job, report: Report) -> None:
     assert torch.is_grad_enabled()  # inference mode ended with evaluate()
     assert report.contract_hash == job.plan.contract_hash

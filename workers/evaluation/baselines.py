@@ -17,6 +17,7 @@ from workers.checkpoint import TrainingSummary
 from workers.data import Split
 from workers.evaluation.answers import network_answers
 from workers.evaluation.costs import layers_of, network_plan
+from workers.evaluation.scores import mean_of_probabilities
 from workers.storage import read_tensors
 
 
@@ -26,6 +27,7 @@ class Baselines:
 
     end_to_end: Tensor | None
     shallow: tuple[Tensor, ...]  # one a member
+    shallow_ensemble: Tensor | None  # of one member a block; None where one is missing
 
 
 def verified_summary(plan: JobPlan, task: TaskPlan, finals: Mapping[str, Path]) -> TrainingSummary:
@@ -54,7 +56,9 @@ def baseline_answers(
         return network_answers(network, split, batch_size, device)
 
     whole = [answers(task) for task in plan.tasks if task.kind is TaskKind.END_TO_END]
+    shallow = tuple(answers(task) for task in plan.tasks if task.kind is TaskKind.SHALLOW)
     return Baselines(
         end_to_end=whole[0] if whole else None,
-        shallow=tuple(answers(task) for task in plan.tasks if task.kind is TaskKind.SHALLOW),
+        shallow=shallow,
+        shallow_ensemble=mean_of_probabilities(shallow) if len(shallow) == len(plan.blocks) else None,
     )

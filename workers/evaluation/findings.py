@@ -120,6 +120,7 @@ def _against_end_to_end(compared: Compared, quality: Quality, decode: DecodeRule
 
 def _against_shallow(compared: Compared, quality: Quality, blocks: int) -> Iterator[str]:
     if compared.shallow_ensemble is None or quality.shallow_ensemble is None or quality.shallow_single is None:
+        yield "No whole shallow ensemble was trained, so nothing here says whether depth composes."
         return
     ensemble, single = quality.shallow_ensemble, quality.shallow_single
     difference = paired_difference(compared.ours["chain"], compared.shallow_ensemble, compared.labels)
