@@ -64,14 +64,14 @@ class RayCluster:
         return {run for name in names if (run := _run(name)) is not None}
 
     def launch(self, run: Run, resources: Resources) -> None:
-        """Asks for an actor and returns at once. Harmless when it exists already."""
+        """Asks for an actor and returns at once. Harmless when it exists already, and works or does not yet."""
         with _reaching_ray():
             actor = BlockActor.options(
                 name=_name(run),
                 lifetime="detached",
                 get_if_exists=True,
-                num_cpus=resources.cpus,
-                num_gpus=resources.gpus,
+                num_cpus=round(resources.cpus, 4),  # finer ones Ray refuses
+                num_gpus=round(resources.gpus, 4),
             ).remote(run.model_dump_json(), self._config, resources.cpus, resources.gpus)
             actor.work.remote()
 

@@ -153,6 +153,17 @@ def _can_never_fit(resources: Resources, capacity: Capacity) -> str | None:
     )
 
 
+def ask_again(jobs: Sequence[JobSnapshot], alive: AbstractSet[Run]) -> Iterator[Launch]:
+    """Workers that exist and have not begun.
+
+    Whoever launched them may have died in between: Ray keeps the worker, and loses the call that starts its work.
+    """
+    for job in jobs:
+        for task in job.tasks.values():
+            if task.state is TaskState.LAUNCHED and task.run in alive:
+                yield Launch(task.run, task_resources(task.kind, job.spec.resources))
+
+
 class Reconciler:
     """Acts on decide(), under a lease, until stopped. The only authority that retries."""
 
@@ -161,12 +172,14 @@ class Reconciler:
         self._cluster = cluster
         self._artifacts = artifacts
         self._holder = uuid.uuid4().hex
+        self._held_at = float("-inf")  # monotonic seconds: when the lease was last taken or renewed
+        self._adopted = False  # whether what others launched was asked for again
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Ticks until `stopping`. Errors it can explain are logged and met again at the next tick."""
         while not stopping.is_set():
             try:
-                if await self._store.lease.hold(self._holder, ttl_seconds=LEASE_SECONDS):
+                if await self._hold():
                     await self.tick()
             except DbserveError as error:
                 log.warning("%s: %s", error.code, error)
@@ -182,14 +195,32 @@ class Reconciler:
         capacity = await asyncio.to_thread(self._cluster.capacity)
         jobs = await self._store.active_snapshots()
         alive |= self._lingering(jobs)
-        for action in decide(jobs, alive, capacity, self._cluster.identity, time.time()):
+        actions = [*decide(jobs, alive, capacity, self._cluster.identity, time.time())]
+        if not self._adopted:
+            actions = [*ask_again(jobs, alive), *actions]
+        for action in actions:
+            if not await self._still_ours():
+                return
             try:
                 await self._act(action)
             except (StaleRun, IllegalTransition, JobNotFound) as passed:
                 log.info("no longer true: %s", passed)  # the store moved on since the look
+        self._adopted = True
         for job_id in await self._store.deleted_jobs():
-            shutil.rmtree(self._artifacts / job_directory(job_id), ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, self._artifacts / job_directory(job_id), ignore_errors=True)
             await self._store.artefacts_removed(job_id)
+
+    async def _hold(self) -> bool:
+        now = time.monotonic()
+        if not await self._store.lease.hold(self._holder, ttl_seconds=LEASE_SECONDS):
+            self._adopted = False  # another acts, and may leave things half done
+            return False
+        self._held_at = now
+        return True
+
+    async def _still_ours(self) -> bool:
+        """Ray may take longer than the lease lasts; what was seen before another began to act is no ground to act."""
+        return time.monotonic() - self._held_at < LEASE_SECONDS / 2 or await self._hold()
 
     def _lingering(self, jobs: Sequence[JobSnapshot]) -> set[Run]:
         """Cancelling tasks whose process is still there, whatever Ray says: dead is not gone."""

@@ -11,6 +11,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -33,6 +34,9 @@ from dbserve.errors import (
 )
 from dbserve.lifecycle import backoff_seconds
 from dbserve.store import JobStore
+
+if TYPE_CHECKING:
+    from workers.pulse import LogBuffer
 
 log = logging.getLogger("dbserve.worker")
 
@@ -67,7 +71,8 @@ class BlockWorker:
         heart: asyncio.Task[None] | None = None
         spec: JobSpec | None = None
         try:
-            spec, plan = await store.spec(run.job_id), await store.plan(run.job_id)
+            spec = await patiently(lambda: store.spec(run.job_id))
+            plan = await patiently(lambda: store.plan(run.job_id))
             started = Started(
                 run=run, at=time.time(), node=socket.gethostname(), pid=os.getpid(), gpu=_gpu_ids(self._gpus)
             )
@@ -84,17 +89,19 @@ class BlockWorker:
                 case _:
                     await self._evaluate(spec, plan)
             log.info("%s has finished", run.task)
+            await self._ship(logs)  # now: whoever has finished may be stopped at any moment
             await patiently(lambda: store.apply(Finished(run=run, at=time.time())))
         except (StaleRun, IllegalTransition, JobNotFound) as fenced:
             log.warning("stopped: %s", fenced)
         except Exception as error:
             log.exception("%s failed", run.task)
+            await self._ship(logs)
             await self._confess(spec, error)
         finally:
             if heart is not None:
                 heart.cancel()
-            with contextlib.suppress(StoreUnavailable):
-                await logs.ship(store, run)
+                await asyncio.gather(heart, return_exceptions=True)
+            await self._ship(logs)
             logging.getLogger().removeHandler(logs)
             await store.aclose()
 
@@ -175,6 +182,10 @@ class BlockWorker:
         report = await asyncio.to_thread(examine)
         await patiently(lambda: self._store.results.save_report(self._run, report))
 
+    async def _ship(self, logs: "LogBuffer") -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await logs.ship(self._store, self._run)
+
     async def _confess(self, spec: JobSpec | None, error: Exception) -> None:
         """Tells the store why the attempt ended; whether there is another one is not for the worker to say."""
         retry_at = time.time()
@@ -195,10 +206,17 @@ class BlockActor:
 
     def __init__(self, run: str, config: WorkerConfig, cpus: float, gpus: float) -> None:
         self._arguments = (Run.model_validate_json(run), config, cpus, gpus)
+        self._asked = False
 
     async def work(self) -> None:
-        await BlockWorker(*self._arguments).work()
-        ray.actor.exit_actor()  # pyright: ignore[reportAttributeAccessIssue]
+        """Asked again, by a reconciler that cannot know whether the first asking arrived, it just goes on."""
+        if self._asked:
+            return
+        self._asked = True
+        try:
+            await BlockWorker(*self._arguments).work()
+        finally:  # a worker that stayed would look as if it worked
+            ray.actor.exit_actor()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _final(task: Task) -> CheckpointRef:

@@ -11,7 +11,7 @@ from redis.asyncio.client import Pipeline
 from dbserve.contracts.status import TERMINAL_JOB, JobStatus, LoggedEvent, LogLine, Run
 from dbserve.errors import EventsGone, JobNotFound
 from dbserve.store import keys
-from dbserve.store.connection import reaching_redis
+from dbserve.store.connection import reaching_redis, transaction
 
 EVENTS_KEPT = 10_000  # of one job
 LOG_LINES_KEPT = 20_000  # of one job
@@ -75,13 +75,18 @@ class History:
         return [_event(entry) for entry in await self._wait(keys.events(job_id), after, block_ms)]
 
     async def append_logs(self, run: Run, lines: Sequence[tuple[float, str, str]]) -> None:
-        """Ships log lines (unix seconds, level, message) of one attempt."""
-        async with reaching_redis():
-            pipe = self._redis.pipeline(transaction=False)
+        """Ships log lines (unix seconds, level, message) of one attempt; those of a deleted job are dropped."""
+
+        async def attempt(pipe: Pipeline) -> None:
+            if not await pipe.exists(keys.job(run.job_id)):
+                return
+            pipe.multi()
             for at, level, message in lines:
                 entry = {"at": repr(at), "task": run.task, "attempt": run.attempt, "level": level, "message": message}
                 pipe.xadd(keys.logs(run.job_id), cast(Any, entry), maxlen=LOG_LINES_KEPT)
             await pipe.execute()
+
+        await transaction(self._redis, [keys.job(run.job_id)], attempt)
 
     async def logs(
         self, job_id: str, *, task: str | None = None, attempt: int | None = None, tail: int = 1000

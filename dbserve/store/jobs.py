@@ -45,11 +45,6 @@ RECENTLY_SECONDS = 300.0  # how long /metrics still shows a job that has ended
 PARSED_PLANS = 512  # specs and plans never change, so their parsed form is kept
 SCAN = 50  # jobs looked at a time when a listing filters
 
-_RENEW = (
-    "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) else return 0 end"
-)
-_RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
-
 
 class JobStore:
     """Jobs, tasks and progress in Redis (>= 6.2). Every method may raise StoreUnavailable."""
@@ -295,12 +290,19 @@ class JobStore:
             JobNotFound
         """
         run = progress.run
-        task = await self.task(run.job_id, run.task)
-        if task.run == run:
-            async with reaching_redis():
-                field, value = keys.progress_field(run), progress.model_dump_json()
-                await self._redis.hset(keys.progress(run.job_id), field, value)
-        return task
+
+        async def attempt(pipe: Pipeline) -> Task:
+            raw = await cast(Awaitable[str | None], pipe.hget(keys.tasks(run.job_id), run.task))
+            if raw is None:
+                raise JobNotFound(run.job_id)
+            task = Task.model_validate_json(raw)
+            if task.run == run:
+                pipe.multi()
+                pipe.hset(keys.progress(run.job_id), keys.progress_field(run), progress.model_dump_json())
+                await pipe.execute()
+            return task
+
+        return await transaction(self._redis, [keys.tasks(run.job_id)], attempt)
 
     async def spec(self, job_id: str) -> JobSpec:
         """Raises JobNotFound."""
