@@ -96,9 +96,13 @@ def _moved(task: Task, state: TaskState, **changes: object) -> Task:
 
 
 def _with(checkpoints: tuple[CheckpointRef, ...], event: Checkpointed) -> tuple[CheckpointRef, ...]:
-    """The newest `keep_last` by step; a second commit of a step replaces the first."""
-    kept = [ref for ref in checkpoints if ref.step != event.checkpoint.step]
-    return tuple(sorted([*kept, event.checkpoint], key=lambda ref: ref.step)[-event.keep_last :])
+    """The newest `keep_last` by step; a second commit of a step replaces the first.
+
+    What an earlier attempt left at a later step was passed over, as damaged, by the one that comes to this step now.
+    """
+    new = event.checkpoint
+    kept = [ref for ref in checkpoints if ref.step < new.step or (ref.step > new.step and ref.attempt == new.attempt)]
+    return tuple(sorted([*kept, new], key=lambda ref: ref.step)[-event.keep_last :])
 
 
 def _after_crash(task: Task, event: Crashed) -> Task:

@@ -124,6 +124,9 @@ class TrainingAttempt:
             for directory in home.glob("step-*"):
                 if directory not in wanted:
                     shutil.rmtree(directory, ignore_errors=True)
+            if attempt < run.attempt:  # what it was writing when it died
+                for directory in home.glob(".step-*.partial"):
+                    shutil.rmtree(directory, ignore_errors=True)
 
 
 def use_threads(cpus: float) -> None:

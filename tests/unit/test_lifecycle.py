@@ -147,6 +147,14 @@ def test_the_newest_checkpoints_by_step_are_kept(steps: list[int], keep: int) ->
     assert len(kept) <= keep
 
 
+def test_a_damaged_checkpoint_does_not_outlive_those_of_the_attempt_that_passed_it_over() -> None:
+    damaged = a_checkpoint(20)
+    task = a_task(R, run=RUN.next(), checkpoints=(damaged,))
+    new = damaged.model_copy(update={"step": 15, "attempt": 2})
+    after = advance(task, Checkpointed(run=task.run, at=1.0, checkpoint=new, keep_last=1))
+    assert after.checkpoints == (new,)
+
+
 @given(st.lists(st.sampled_from(EVENTS), max_size=30))
 def test_no_sequence_of_events_leaves_a_terminal_state(events: list[TaskEvent]) -> None:
     task = a_task()
