@@ -10,17 +10,22 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
+from urllib.parse import quote
 
 import httpx
 
 from dbserve.errors import StartupRefused
-from dbserve.processes import Child, wait_until_ready, watch
+from dbserve.processes import STOP_SECONDS, Child, wait_until_ready, watch
 from dbserve.settings import Settings
 
 LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
+RAY_PREFIX = "dbserve-ray-"
+RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # under Ray's temporary directory
 
 
 def redis_server_binary() -> Path:
@@ -78,7 +83,7 @@ def serve_embedded(
         raise StartupRefused(f"binding {settings.host} would open the service to the network: set DBSERVE_API_KEY")
     data_dir = data_dir.expanduser().absolute()
     port = _free_port(settings.host, settings.port)
-    with _only_one(data_dir), _signals_raise(), contextlib.ExitStack() as stack:
+    with _only_one(data_dir) as lock, _signals_raise(), contextlib.ExitStack() as stack:
         logs = data_dir / "logs"
         logs.mkdir(exist_ok=True)
         environment = dict(os.environ)
@@ -93,11 +98,11 @@ def serve_embedded(
         try:
             if redis_url is None:
                 redis_url, command = _redis_command(data_dir, stack)
-                redis = start(Child("redis", command, environment, logs / "redis.log", restart=True))
+                redis = start(Child("redis", command, environment, logs / "redis.log", restart=True, keeps_open=[lock]))
                 wait_until_ready(redis, lambda: _redis_answers(redis_url))
             if ray_address is None:
                 environment |= _ray_environment(data_dir)
-                ray_address, command = _ray_command(stack, num_cpus)
+                ray_address, command = _ray_command(data_dir, stack, num_cpus)
                 start(Child("ray", command, environment, logs / "ray.log"))
             ours = settings.model_copy(
                 update={
@@ -116,7 +121,7 @@ def serve_embedded(
             reconciler = start(
                 Child("reconciler", [*program, "reconcile"], environment, logs / "reconciler.log", restart=True)
             )
-            wait_until_ready(reconciler, lambda: b"reconciling on" in reconciler.log.read_bytes()[-4000:])
+            wait_until_ready(reconciler, lambda: "reconciling on" in reconciler.said())
             say(f"API         {url}   (docs: {url}/docs, metrics: {url}/metrics)")
             say(f"Redis       {redis_url}")
             say(f"Ray         {ray_address}")
@@ -129,19 +134,47 @@ def serve_embedded(
 
 
 @contextlib.contextmanager
-def _only_one(data_dir: Path) -> Generator[None]:
-    """Makes the data directory ours alone."""
+def _only_one(data_dir: Path) -> Generator[int]:
+    """Makes the data directory ours alone; yields the lock's descriptor.
+
+    Redis holds it too: after a kill -9 of `dbserve up` a Redis that still writes keeps the next one waiting.
+    """
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (data_dir / "lock").open("w")
+        lock = (data_dir / "lock").open("a+")
     except OSError as error:
         raise StartupRefused(f"cannot use the data directory {data_dir}: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StartupRefused(f"another dbserve runs on the data directory {data_dir}") from error
-        yield
+        deadline = time.monotonic() + STOP_SECONDS
+        while not _locked(lock.fileno()):
+            if _holder_lives(lock) or time.monotonic() > deadline:
+                raise StartupRefused(f"another dbserve runs on the data directory {data_dir}")
+            time.sleep(0.05)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield lock.fileno()
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _holder_lives(lock: TextIO) -> bool:
+    """Whether the `dbserve up` that took the lock is there, rather than only what it started."""
+    lock.seek(0)
+    try:
+        os.kill(int(lock.read()), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -170,18 +203,36 @@ def _free_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
+def _free_ports(host: str, count: int) -> list[int]:
+    """As many different ones, held at once while they are looked for."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
 def _url_host(host: str) -> str:
     if host in {"0.0.0.0", "::"}:  # noqa: S104
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
+def _temporary_directory(stack: contextlib.ExitStack, prefix: str, longest_name: int) -> Path:
+    """A directory that goes with us, where a unix socket's path below it is short enough for the kernel."""
+    base = tempfile.gettempdir()
+    if len(os.fsencode(base)) + len(f"/{prefix}12345678") + longest_name > LONGEST_SOCKET_PATH:
+        base = "/tmp"  # noqa: S108
+    made = tempfile.TemporaryDirectory(prefix=prefix, dir=base, ignore_cleanup_errors=True)
+    return Path(stack.enter_context(made))
+
+
 def _short_directory(wanted: Path, stack: contextlib.ExitStack, longest_name: int) -> Path:
     """`wanted`, or a temporary one where a unix socket's path would be too long for the kernel."""
-    if len(str(wanted)) + longest_name <= LONGEST_SOCKET_PATH:
+    if len(os.fsencode(wanted)) + longest_name <= LONGEST_SOCKET_PATH:
         wanted.mkdir(parents=True, exist_ok=True, mode=0o700)
         return wanted
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dbserve-")))
+    return _temporary_directory(stack, "dbserve-", longest_name)
 
 
 def _redis_command(data_dir: Path, stack: contextlib.ExitStack) -> tuple[str, list[str]]:
@@ -194,7 +245,7 @@ def _redis_command(data_dir: Path, stack: contextlib.ExitStack) -> tuple[str, li
         *("--port", "0", "--unixsocket", str(unix_socket), "--unixsocketperm", "700", "--dir", str(home)),
         *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
     ]
-    return f"unix://{unix_socket}", command
+    return f"unix://{quote(str(unix_socket))}", command
 
 
 def _redis_answers(url: str) -> bool:
@@ -209,7 +260,7 @@ def _redis_answers(url: str) -> bool:
 
 def _api_answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz", timeout=2.0).status_code == 200
+        return httpx.get(f"{url}/healthz", timeout=2.0, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -218,8 +269,10 @@ def _ray_environment(data_dir: Path) -> dict[str, str]:
     """Everybody who talks to this cluster must hold its token."""
     token = data_dir / "ray-token"
     if not token.exists():
-        token.touch(mode=0o600, exist_ok=False)
-        token.write_text(secrets.token_hex(32))
+        fresh = token.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.write_text(secrets.token_hex(32))
+        fresh.replace(token)  # never half a token, which would be used for ever
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -228,12 +281,18 @@ def _ray_environment(data_dir: Path) -> dict[str, str]:
     }
 
 
-def _ray_command(stack: contextlib.ExitStack, num_cpus: int | None) -> tuple[str, list[str]]:
-    home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dbserve-ray-", ignore_cleanup_errors=True)))
-    port = _free_port("127.0.0.1", 0)
+def _ray_command(data_dir: Path, stack: contextlib.ExitStack, num_cpus: int | None) -> tuple[str, list[str]]:
+    note = data_dir / "ray-directory"  # a kill -9 leaves it behind
+    if note.exists() and (left := Path(note.read_text())).name.startswith(RAY_PREFIX):
+        shutil.rmtree(left, ignore_errors=True)
+    home = _temporary_directory(stack, RAY_PREFIX, len(RAY_SOCKET))
+    note.write_text(str(home))
+    port, client_port, agent_port = _free_ports("127.0.0.1", 3)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false", f"--temp-dir={home}"),
+        # Ray's defaults are fixed ports, and it ends when another Ray on this machine has them
+        *(f"--ray-client-server-port={client_port}", f"--dashboard-agent-listen-port={agent_port}"),
         *([] if num_cpus is None else [f"--num-cpus={num_cpus}"]),
     ]
     return f"127.0.0.1:{port}", command

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from dbserve.errors import StartupRefused
@@ -16,6 +17,7 @@ from dbserve.errors import StartupRefused
 START_SECONDS = 90.0
 STOP_SECONDS = 15.0
 LONGEST_RESTART_WAIT = 30.0  # seconds
+MOST_DOUBLINGS = 5  # 2.0 ** restarts alone would overflow, after a night of restarts
 _PR_SET_PDEATHSIG = 1
 
 
@@ -30,10 +32,14 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     restart: bool = False  # bring it back when it dies; otherwise its death ends the service
+    keeps_open: Sequence[int] = ()  # file descriptors it inherits
     started_at: float = field(default_factory=time.monotonic)
+    log_start: int = 0  # where in the log this start of it begins
 
     def start(self) -> None:
+        parent = os.getpid()
         with self.log.open("ab") as log:
+            self.log_start = log.seek(0, os.SEEK_END)
             self.process = subprocess.Popen(  # noqa: S603
                 self.command,
                 env=dict(self.environment),
@@ -41,7 +47,8 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for us; we stop the children in order
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                pass_fds=self.keeps_open,
+                preexec_fn=partial(_die_with_parent, parent) if sys.platform == "linux" else None,
             )
         self.started_at = time.monotonic()
 
@@ -56,13 +63,21 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(STOP_SECONDS)
 
+    def said(self) -> str:
+        """What it wrote since it was last started; the log holds earlier starts too."""
+        with self.log.open("rb") as log:
+            log.seek(self.log_start)
+            return log.read().decode(errors="replace")
+
     def last_lines(self, count: int = 15) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+        return "\n".join(self.said().splitlines()[-count:])
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """In the child, before exec: the kernel sends SIGTERM when `dbserve up` is gone, however it went."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # gone before the kernel was asked
+        os._exit(1)
 
 
 def watch(children: Sequence[Child], say: Callable[[str], None]) -> None:
@@ -75,11 +90,16 @@ def watch(children: Sequence[Child], say: Callable[[str], None]) -> None:
                 continue
             if not child.restart:
                 raise StartupRefused(f"{child.name} has ended with {code}; its last words:\n{child.last_lines()}")
-            if time.monotonic() - child.started_at < min(2.0**child.restarts, LONGEST_RESTART_WAIT):
+            if time.monotonic() - child.started_at < _restart_wait(child.restarts):
                 continue  # it dies at once: wait longer each time
             child.restarts += 1
             say(f"{child.name} ended with {code}; starting it again")
             child.start()
+
+
+def _restart_wait(restarts: int) -> float:
+    """Seconds between two starts of a child."""
+    return min(2.0 ** min(restarts, MOST_DOUBLINGS), LONGEST_RESTART_WAIT)
 
 
 def wait_until_ready(child: Child, ready: Callable[[], bool]) -> None:
