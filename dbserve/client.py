@@ -86,6 +86,12 @@ _KINDS: Mapping[int, type[ApiError]] = {
 }
 
 
+# A proxy out of the environment is for other machines.
+_PAST_THE_PROXY: Mapping[str, httpx.BaseTransport | None] = {
+    f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")
+}
+
+
 class Client:
     """One server. Every method may raise ServerUnreachable and ApiError."""
 
@@ -100,7 +106,9 @@ class Client:
         """`timeout` in seconds, for each read and write. Raises ConfigInvalid when base_url is no URL."""
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=transport)
+            self._http = httpx.Client(
+                base_url=base_url, headers=headers, timeout=timeout, transport=transport, mounts=_PAST_THE_PROXY
+            )
         except (httpx.InvalidURL, UnicodeError) as error:
             raise ConfigInvalid(f"{base_url!r} is not a URL: {error}") from None
         self.base_url = base_url

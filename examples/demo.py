@@ -1,6 +1,7 @@
 """`make demo`: the whole journey on one machine, through the same commands and the same REST API a user has."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -24,6 +25,8 @@ DBSERVE = (sys.executable, "-m", "dbserve")
 
 def main() -> int:
     """Returns the exit code; 0 only when the job succeeded and everything it promises lies in demo-output/."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the service must be stopped then, too
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"  # a proxy is for other machines
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir()
     with tempfile.TemporaryDirectory(prefix="dbserve-demo-") as data_dir, _service(Path(data_dir)) as url:

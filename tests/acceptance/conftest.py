@@ -42,7 +42,11 @@ class Service:
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
-        wait_for(self._is_up, seconds=START_SECONDS, what="dbserve up")
+        try:
+            wait_for(self._is_up, seconds=START_SECONDS, what="dbserve up")
+        except BaseException:
+            self.stop()
+            raise
 
     def _is_up(self) -> bool:
         assert self.process.poll() is None, self.said()
