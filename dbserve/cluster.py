@@ -21,8 +21,6 @@ from dbserve.errors import ClusterUnavailable
 from dbserve.settings import Settings
 from workers.actor import BlockActor, WorkerConfig
 
-NAMESPACE = "dbserve"
-
 
 class RayCluster:
     """Workers as detached actors named after their Run, so that a restarted control plane finds them again."""
@@ -32,15 +30,18 @@ class RayCluster:
         self._config = config
 
     @classmethod
-    def connect(cls, settings: Settings) -> Self:
-        """Joins the cluster at `settings.ray_address` as a driver.
+    def connect(cls, settings: Settings, deployment: str) -> Self:
+        """Joins the cluster at `settings.ray_address` as a driver, and sees the workers of `deployment` alone.
 
         Raises:
             ClusterUnavailable: nothing answers there, or it refuses our token or version.
         """
         try:
             ray.init(
-                address=settings.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+                address=settings.ray_address,
+                namespace=f"dbserve-{deployment}",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
         except Exception as error:  # ray raises ConnectionError, RuntimeError, ValueError and its own, by mood
             raise ClusterUnavailable(f"no Ray cluster at {settings.ray_address}: {error}") from error
@@ -78,7 +79,7 @@ class RayCluster:
     def stop(self, run: Run, *, node: str | None, pid: int | None) -> None:
         """Kills the actor, and its process where it outlives the actor on this machine."""
         with _reaching_ray(), contextlib.suppress(ValueError):  # ValueError: no such actor any more
-            ray.kill(ray.get_actor(_name(run), namespace=NAMESPACE), no_restart=True)
+            ray.kill(ray.get_actor(_name(run)), no_restart=True)
         if pid is not None and self.process_exists(node=node, pid=pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import shutil
 import signal
 import time
@@ -252,11 +253,13 @@ async def serve(settings: Settings) -> None:
     Raises:
         ClusterUnavailable, StoreUnavailable: at the start; later ones are waited out.
     """
+    if settings.ray_auth_token_path is not None:  # ray reads these when it is imported
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(settings.ray_auth_token_path)}
     from dbserve.cluster import RayCluster  # late: ray takes seconds to import, and is not needed to decide
 
     store = JobStore.from_url(settings.redis_url)
     await store.ping()
-    cluster = await asyncio.to_thread(RayCluster.connect, settings)
+    cluster = await asyncio.to_thread(RayCluster.connect, settings, await store.deployment())
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

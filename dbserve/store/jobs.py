@@ -1,6 +1,7 @@
 """JobStore: jobs and their tasks. History and results hang off it."""
 
 import json
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping, Sequence
@@ -71,6 +72,12 @@ class JobStore:
             schema = await self._redis.get(keys.SCHEMA_KEY)
         if schema != SCHEMA:
             raise StoreUnavailable(f"Redis holds schema {schema!r}; this version speaks {SCHEMA!r}")
+
+    async def deployment(self) -> str:
+        """A name for what this Redis holds, made once. Two deployments may share a Ray cluster by it."""
+        async with reaching_redis():
+            await self._redis.set(keys.DEPLOYMENT, secrets.token_hex(4), nx=True)
+            return cast(str, await self._redis.get(keys.DEPLOYMENT))
 
     # --- jobs
 

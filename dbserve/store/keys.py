@@ -9,6 +9,7 @@ from dbserve.contracts.status import Run
 from dbserve.errors import ConfigInvalid
 
 SCHEMA_KEY = "dbserve:schema"
+DEPLOYMENT = "dbserve:deployment"  # a name that no other Redis has
 JOBS = "dbserve:jobs"  # sorted set by id alone: ids begin with their time
 ACTIVE = "dbserve:active"  # ids of jobs that have not ended
 FINISHED = "dbserve:finished"  # sorted set by the time of the end

@@ -275,6 +275,12 @@ async def test_a_redis_that_is_away_is_said_to_be_away_soon(tmp_path: Path) -> N
     await store.aclose()
 
 
+async def test_a_deployment_keeps_its_name(store: JobStore) -> None:
+    name = await store.deployment()
+    assert name.isalnum()
+    assert await store.deployment() == name
+
+
 async def test_a_foreign_schema_is_refused(store: JobStore, redis_url: str) -> None:
     await store.ping()
     redis = Redis.from_url(redis_url)
