@@ -97,8 +97,9 @@ def _reconciles_again(service: Service) -> bool:
 def test_stopped_and_started_again_on_its_data_the_service_goes_on_with_its_jobs(tmp_path: Path) -> None:
     first = Service(tmp_path / "data")
     with first.client() as client:
-        training = {"steps": 3000, "batch_size": 64, "lr": 3e-3}
-        job = client.submit(digits_job(name="survivor", training=training, retry={"max_attempts": 1}))
+        training = {"steps": 1500, "batch_size": 64, "lr": 3e-3}
+        every = {"every_steps": 100}
+        job = client.submit(digits_job(name="survivor", training=training, checkpoint=every, retry={"max_attempts": 1}))
         wait_for(
             lambda: client.blocks(job.id)[0].last_checkpoint is not None, seconds=120, what="a checkpoint of block 0"
         )
