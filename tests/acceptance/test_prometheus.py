@@ -16,6 +16,8 @@ from dbserve.contracts.status import JobStatus
 from tests.acceptance.conftest import Service, wait_for
 from tests.acceptance.jobs import long_job
 
+pytestmark = pytest.mark.timeout(600)  # a shared machine can be three times slower than itself
+
 if shutil.which("prometheus") is None and not os.environ.get("DBSERVE_REQUIRE_SERVERS"):
     pytest.skip("prometheus is not installed (apt install prometheus)", allow_module_level=True)
 

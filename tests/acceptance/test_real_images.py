@@ -9,11 +9,12 @@ from dbserve.client import Client
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import JobStatus
 
+pytestmark = pytest.mark.timeout(600)  # a shared machine can be three times slower than itself
+
 SHARDS = Path(os.environ.get("DBSERVE_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "cifar10"
 
 
 @pytest.mark.skipif(not SHARDS.exists(), reason=f"the CIFAR-10 shards are not at {SHARDS}")
-@pytest.mark.timeout(400)
 def test_cifar10_in_three_blocks_of_four_layers_runs_to_a_report(client: Client) -> None:
     spec = JobSpec.model_validate(
         {
@@ -29,7 +30,7 @@ def test_cifar10_in_three_blocks_of_four_layers_runs_to_a_report(client: Client)
         }
     )
     job = client.submit(spec)
-    ended = client.wait(job.id, timeout=380)
+    ended = client.wait(job.id, timeout=500)
     assert ended.status is JobStatus.SUCCEEDED, ended
     report = client.report(job.id)
     assert (report.train_rows, report.validation_rows, report.test_rows) == (45_000, 5_000, 10_000)
