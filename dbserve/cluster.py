@@ -81,7 +81,7 @@ class RayCluster:
         with _reaching_ray(), contextlib.suppress(ValueError):  # ValueError: no such actor any more
             ray.kill(ray.get_actor(_name(run)), no_restart=True)
         if pid is not None and self.process_exists(node=node, pid=pid):
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
     def process_exists(self, *, node: str | None, pid: int | None) -> bool:
