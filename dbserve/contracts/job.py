@@ -11,6 +11,8 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^
 Label = Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$|^$")]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Baseline = Literal["end_to_end", "shallow", "shallow_ensemble", "shallow_long", "data_parallel"]
+Partition = Literal["equi_probability", "uniform_log", "equal_information", "explicit"]
 
 
 class Strict(BaseModel, frozen=True):
@@ -34,7 +36,10 @@ class Augmentation(Strict, frozen=True):
 
 
 class DataSpec(Strict, frozen=True):
-    """Labelled images in parquet shards: `builtin:digits`, a directory, a file or a glob; local or fsspec."""
+    """Labelled images, or text, in parquet shards: `builtin:digits`, a directory, a file or a glob; local or fsspec.
+
+    Which of the two is the architecture's to say; the keys of the other one are refused when they are given.
+    """
 
     uri: Uri
     test_uri: Uri | None = None
@@ -42,7 +47,12 @@ class DataSpec(Strict, frozen=True):
     validation_fraction: float = Field(default=0.1, ge=0.0, lt=0.9, description="of the training rows; decides decode")
     image_column: str = Field(default="image", min_length=1, max_length=255)
     label_column: str = Field(default="label", min_length=1, max_length=255)
+    image_size: int | None = Field(default=None, ge=1, le=8192, description="resize to this many pixels square")
     augment: Augmentation = Augmentation()
+    text_column: str = Field(default="text", min_length=1, max_length=255)
+    vocabulary: Literal["characters", "bytes"] = "characters"
+    tokenizer: Uri | None = Field(default=None, description="a Hugging Face tokenizer.json; replaces vocabulary")
+    sequence_length: int = Field(default=128, ge=2, le=65_536, description="tokens of a window of text")
 
 
 class BranchSpec(Strict, frozen=True):
@@ -52,23 +62,37 @@ class BranchSpec(Strict, frozen=True):
 
 
 class BlocksSpec(Strict, frozen=True):
-    """How the network is cut. Exactly one of count, layers_per_block and layers."""
+    """How the network is cut. Exactly one of count, layers_per_block, layers and max_bytes_per_worker.
+
+    What is left out (None) is the architecture's best value.
+    """
 
     count: int | None = Field(default=None, ge=1, le=MAX_BLOCKS)
     layers_per_block: int | None = Field(default=None, ge=1)
     layers: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, strict=False, min_length=1, max_length=MAX_BLOCKS
     )
-    partition: Literal["equi_probability", "uniform_log"] = "equi_probability"
-    overlap: float = Field(default=0.05, ge=0.0, lt=0.5, description="gamma: widens a training interval in log sigma")
+    max_bytes_per_worker: int | None = Field(
+        default=None, ge=1, description="the smallest number of equal blocks of which each trains in so many bytes"
+    )
+    partition: Partition | None = None
+    edges: tuple[Annotated[float, Field(gt=0.0)], ...] | None = Field(
+        default=None, strict=False, min_length=2, max_length=MAX_BLOCKS + 1, description="of partition: explicit"
+    )
+    overlap: float | None = Field(
+        default=None, ge=0.0, lt=0.5, description="gamma: widens a training interval on both sides"
+    )
     branch: BranchSpec | None = None
     train: Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = "all"
 
     @model_validator(mode="after")
     def _one_way_to_cut(self) -> Self:
-        given = [name for name in ("count", "layers_per_block", "layers") if getattr(self, name) is not None]
+        ways = ("count", "layers_per_block", "layers", "max_bytes_per_worker")
+        given = [name for name in ways if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of count, layers_per_block, layers; got {given or 'none'}")
+            raise ValueError(f"give exactly one of {', '.join(ways)}; got {given or 'none'}")
+        if (self.edges is not None) != (self.partition == "explicit"):
+            raise ValueError("edges belong to partition: explicit, and it needs them")
         if self.train != "all" and len(set(self.train)) != len(self.train):
             raise ValueError("train names a block twice")
         if self.train == ():
@@ -77,7 +101,11 @@ class BlocksSpec(Strict, frozen=True):
 
 
 class NoiseSpec(Strict, frozen=True):
-    """The log-normal of the noise level sigma. What is left out is the architecture's best value."""
+    """The log-normal of the noise level sigma. What is left out is the architecture's best value.
+
+    Where noise is masking (mdm), sigma_min and sigma_max are the range of the probability of a mask, and there is no
+    p_mean, no p_std.
+    """
 
     p_mean: float | None = Field(default=None, ge=-20.0, le=20.0, description="mean of ln sigma")
     p_std: float | None = Field(default=None, gt=0.0, le=10.0, description="standard deviation of ln sigma")
@@ -87,24 +115,39 @@ class NoiseSpec(Strict, frozen=True):
 
 
 class TrainingSpec(Strict, frozen=True):
-    """How every block and every baseline is trained; steps are per task, as in the paper."""
+    """How every block and every baseline is trained; steps are per task, as in the paper.
+
+    What is left out (None) is the architecture's best value, except grad_clip, where null means none.
+    """
 
     steps: int = Field(ge=1, le=MAX_STEPS)
     batch_size: int = Field(default=128, ge=1, le=1_048_576)
-    optimizer: Literal["adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0.0, le=10.0)
+    accumulate: int = Field(default=1, ge=1, le=65_536, description="micro-batches a step; divides batch_size")
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0, le=10.0)] | Literal["scan"] | None = Field(
+        default=None, description="scan: every task first tries a few rates on a short training and keeps the best"
+    )
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(
         default=(0.9, 0.999), strict=False
     )
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "wsd"] = Field(
+        default="cosine", description="wsd: constant, then linearly to 0 over the last fifth of the steps"
+    )
     warmup: int = Field(default=0, ge=0, le=MAX_STEPS, description="steps of linear warmup")
     weight_decay: float = Field(default=0.01, ge=0.0, le=10.0)
     grad_clip: float | None = Field(default=1.0, gt=0.0, description="largest gradient norm; null: no clipping")
     precision: Literal["fp32", "bf16"] = "fp32"
+    ema: float | None = Field(
+        default=None, ge=0.0, lt=1.0, description="decay of the averaged weights, which answer; 0: none are kept"
+    )
+    activation_checkpointing: bool = Field(default=False, description="recompute each layer in the backward pass")
+    compile: bool = Field(default=False, description="torch.compile; needs a C++ compiler on every worker")
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
+    def _fits(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) does not divide batch_size ({self.batch_size})")
         if self.warmup > self.steps:
             raise ValueError(f"warmup ({self.warmup}) is longer than the training ({self.steps} steps)")
         return self
@@ -131,12 +174,18 @@ class RetrySpec(Strict, frozen=True):
 
 
 class EvaluationSpec(Strict, frozen=True):
-    """The evidence. Baselines are tasks of the same job, trained for the same steps with the same optimizer."""
+    """The evidence. Baselines are tasks of the same job, trained with the same noise range, schedule and optimizer.
 
-    baselines: tuple[Literal["end_to_end", "shallow_ensemble"], ...] = Field(
-        default=("end_to_end", "shallow_ensemble"), strict=False
-    )
+    end_to_end: all layers; shallow: one network of a block's layers; shallow_ensemble: one of them for every block;
+    shallow_long: one of them for blocks x steps; data_parallel: all layers on `blocks` workers, each with its own
+    batch, for steps / blocks.
+    """
+
+    baselines: tuple[Baseline, ...] = Field(default=("end_to_end", "shallow_ensemble"), strict=False)
     batch_size: int = Field(default=500, ge=1, le=65_536)
+    rows: int | None = Field(default=None, ge=1, description="of each held-out part at most; null: all")
+    samples: int = Field(default=256, ge=0, le=100_000, description="made by a generating model; 0: none")
+    sampling_steps: int = Field(default=50, ge=1, le=10_000, description="of the sampler, shared out over the blocks")
 
     @model_validator(mode="after")
     def _no_baseline_twice(self) -> Self:

@@ -7,12 +7,27 @@ from typing import Literal
 
 from pydantic import BaseModel, JsonValue
 
+from dbserve.contracts.job import TrainingSpec
+
+
+class Vocabulary(BaseModel, frozen=True):
+    """The tokens of a text: token k of `characters` is symbols[k], of `bytes` the byte k, of a `tokenizer` its file's.
+
+    `sha256` is the digest of the tokenizer's file, or of the symbols; blocks of two vocabularies cannot stand together.
+    """
+
+    kind: Literal["bytes", "characters", "tokenizer"]
+    size: int
+    symbols: tuple[str, ...] = ()
+    tokenizer: str | None = None  # absolute uri of the file
+    sha256: str
+
 
 class DataFacts(BaseModel, frozen=True):
     """What the shards themselves say, read from parquet footers (no pixel is decoded).
 
     `train_shards` and `test_shards` are absolute uris in order; `test_shards` is empty when the held-out rows are
-    split off `train_shards`.
+    split off `train_shards`. Rows of text are windows of `sequence_length` tokens.
     """
 
     train_shards: tuple[str, ...]
@@ -20,9 +35,11 @@ class DataFacts(BaseModel, frozen=True):
     train_rows: int
     test_rows: int
     validation_rows: int
-    image_shape: tuple[int, int, int]  # (height, width, channels)
-    encoding: Literal["raw", "encoded"]
-    class_names: tuple[str, ...]
+    encoding: Literal["raw", "encoded", "float32", "text"]  # float32: arrays, e.g. latents
+    image_shape: tuple[int, int, int] | None = None  # (height, width, channels); None: text
+    class_names: tuple[str, ...] = ()
+    vocabulary: Vocabulary | None = None  # None: images
+    sequence_length: int | None = None
 
 
 class Contract(BaseModel, frozen=True):
@@ -30,18 +47,34 @@ class Contract(BaseModel, frozen=True):
 
     architecture: str
     options: dict[str, JsonValue]  # complete: defaults filled in
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    preprocessing: str  # how a uint8 pixel becomes a float, e.g. "x/127.5-1"
+    image_shape: tuple[int, int, int] | None = None  # None: text
+    class_names: tuple[str, ...] = ()
+    vocabulary: Vocabulary | None = None  # None: images
+    sequence_length: int | None = None
+    preprocessing: str  # "x/127.5-1" of a uint8 pixel, "identity" of a float32 array, "tokens" of text
     codes_seed: int
     code_dim: int
-    p_mean: float
-    p_std: float
-    sigma_min: float
+    p_mean: float | None  # None: masking
+    p_std: float | None
+    sigma_min: float  # masking: the least probability of a mask
     sigma_max: float
     sigma_data: float
     edges: tuple[float, ...]  # B + 1, descending: edges[0] = sigma_max belongs to block 0
     layers: tuple[tuple[int, int], ...]  # per block: [start, stop)
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """(height, width, channels) where the data are images; ValueError where they are text."""
+        if self.image_shape is None:
+            raise ValueError(f"{self.architecture} was planned for text")
+        return self.image_shape
+
+    @property
+    def tokens(self) -> tuple[Vocabulary, int]:
+        """The vocabulary and the tokens of a window where the data are text; ValueError where they are images."""
+        if self.vocabulary is None or self.sequence_length is None:
+            raise ValueError(f"{self.architecture} was planned for images")
+        return self.vocabulary, self.sequence_length
 
     def digest(self) -> str:
         """sha256 of the canonical JSON, in hex."""
@@ -86,24 +119,28 @@ class TaskKind(StrEnum):
     BLOCK = "block"
     END_TO_END = "end_to_end"
     SHALLOW = "shallow"
+    SHALLOW_LONG = "shallow_long"
+    DATA_PARALLEL = "data_parallel"
     ASSEMBLY = "assembly"
     EVALUATION = "evaluation"
 
 
-TRAINED = frozenset({TaskKind.TRUNK, TaskKind.BLOCK, TaskKind.END_TO_END, TaskKind.SHALLOW})
-BASELINES = frozenset({TaskKind.END_TO_END, TaskKind.SHALLOW})
+BASELINES = frozenset({TaskKind.END_TO_END, TaskKind.SHALLOW, TaskKind.SHALLOW_LONG, TaskKind.DATA_PARALLEL})
+TRAINED = BASELINES | {TaskKind.TRUNK, TaskKind.BLOCK}
 
 
 class TaskPlan(BaseModel, frozen=True):
     """A node of the job's graph; it starts when every task in `needs` has succeeded and every one in `after` has ended.
 
-    `name` is unique in the job: trunk, block-0, end_to_end, shallow-0, assembly, evaluation.
+    `name` is unique in the job: trunk, block-0, end_to_end, shallow-0, shallow_long, data_parallel, assembly,
+    evaluation. A task of several `workers` takes their batches together in one step.
     """
 
     name: str
     kind: TaskKind
     index: int = 0  # of a block or of a member of the shallow ensemble
     steps: int = 0  # optimizer steps; 0 where nothing is trained
+    workers: int = 1  # each with a batch of its own, gradients averaged
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()  # what it can do without, should it fail
 
@@ -114,6 +151,7 @@ class JobPlan(BaseModel, frozen=True):
     contract: Contract
     contract_hash: str
     data: DataFacts
+    training: TrainingSpec  # nothing left open: the architecture's best values filled in
     blocks: tuple[BlockPlan, ...]
     end_to_end: NetworkPlan
     shallow: NetworkPlan

@@ -29,12 +29,75 @@ class ShallowSingle(Score, frozen=True):
 
 
 class Quality(BaseModel, frozen=True):
+    """Classification: the assembled model's three ways of answering, and the baselines."""
+
+    family: Literal["classification"] = "classification"
     chain: Score
     product_of_experts: Score
     first_block: Score
     end_to_end: Score | None = None
     shallow_ensemble: Score | None = None
     shallow_single: ShallowSingle | None = None
+    shallow_long: Score | None = Field(default=None, description="one shallow network, blocks x steps")
+    data_parallel: Score | None = None
+
+
+class Metric(BaseModel, frozen=True):
+    """What a column of a table holds."""
+
+    key: str
+    title: str
+    unit: str = Field(default="", description="e.g. bits/character, nats, s; empty: a pure number")
+    better: Literal["higher", "lower"] | None = None
+    note: str = Field(default="", description="what it measures and how, in one sentence")
+
+
+class Measured(BaseModel, frozen=True):
+    value: float
+    standard_error: float | None = None
+
+
+class Contestant(BaseModel, frozen=True):
+    """One way of answering: the assembled blocks, a baseline, or a floor (what the data score against themselves)."""
+
+    key: str = Field(description="blocks, end_to_end, shallow, shallow_long, shallow_ensemble, data_parallel, floor, ..")
+    title: str
+    note: str = ""
+    ours: bool = False
+    layer_evaluations: int | None = Field(default=None, description="layers run for one answer (image, or token)")
+    values: dict[str, Measured] = Field(description="by metric key; what was not measured is left out")
+
+
+class BlockFacts(BaseModel, frozen=True):
+    """What one block was measured to do in its interval; `values` by metric key."""
+
+    index: int
+    sigma_min: float
+    sigma_max: float
+    values: dict[str, float | None]
+
+
+class Sample(BaseModel, frozen=True):
+    """Something a model made, to look at: a text, or a PNG (base64) with its size in pixels."""
+
+    title: str
+    caption: str = ""
+    text: str | None = None
+    png: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+class Comparison(BaseModel, frozen=True):
+    """Every family but classification: who reached what, block by block, and samples."""
+
+    family: Literal["generation", "masked_text", "next_token"]
+    primary: str = Field(description="the metric's key that the headline states")
+    metrics: tuple[Metric, ...]
+    contestants: tuple[Contestant, ...]  # the assembled blocks first
+    block_metrics: tuple[Metric, ...] = ()
+    blocks: tuple[BlockFacts, ...] = ()
+    samples: tuple[Sample, ...] = ()
 
 
 class MemoryRow(BaseModel, frozen=True):
@@ -67,6 +130,8 @@ class CostRow(BaseModel, frozen=True):
     bytes_per_worker: int | None
     attempts: int
     node: str | None
+    learning_rate: float | None = Field(default=None, description="peak rate; of a scan, the one that was kept")
+    workers: int = 1
 
 
 class LossPoint(BaseModel, frozen=True):
@@ -113,19 +178,20 @@ class Report(BaseModel, frozen=True):
     train_rows: int
     validation_rows: int
     test_rows: int
-    classes: int
+    classes: int | None = Field(default=None, description="None: text without classes")
     blocks: int
     depth: int
     seed: int
     steps_per_task: int
     trunk_steps: int
-    decode: DecodeRule = Field(description="chosen on validation rows")
-    validation_accuracy: dict[DecodeRule, float]
-    quality: Quality
+    decode: DecodeRule | None = Field(default=None, description="chosen on validation rows; of classification only")
+    validation_accuracy: dict[DecodeRule, float] = Field(default_factory=dict[DecodeRule, float])
+    quality: Quality | Comparison = Field(discriminator="family")
+    experimental: bool = Field(default=False, description="no recipe of this architecture is known to be worth it")
     memory: MemoryReport
     cost: tuple[CostRow, ...]
     loss: tuple[LossCurve, ...]
-    diagnosis: tuple[BlockDiagnosis, ...]
+    diagnosis: tuple[BlockDiagnosis, ...] = Field(default=(), description="of classification only")
     swap_accuracy: float | None = Field(default=None, description="chain after one block was put in another's place")
     warnings: tuple[str, ...]
     findings: tuple[str, ...] = Field(description="plain sentences: what was won and what was lost, with the figures")
