@@ -14,20 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from dbserve.contracts.job import JobSpec
-from dbserve.contracts.plan import Contract, JobPlan, TaskKind, TaskPlan
+from dbserve.contracts.plan import JobPlan, TaskKind, TaskPlan
 from dbserve.contracts.status import MemoryBytes
 from workers.checkpoint import TrainingState, TrainingSummary
-from workers.data import Batch, ImageDataset, batches, normalise
+from workers.data import Batch, Dataset, batches
 from workers.memory import counting_saved_bytes, measured_memory
-from workers.method.noise import NoiseDistribution, sample_sigmas
-from workers.method.objective import label_cross_entropy, noised_codes
-from workers.models import Architecture, architecture
+from workers.models import Architecture, Loss, architecture
 from workers.optimizer import adamw, flat_state, learning_rate, restore_state
 from workers.progress import Progress
 
 CUDA_REPORT_STEPS = 20  # a report reads the loss, which waits for the GPU; a CPU reports every step
-
-Loss = Callable[[Batch, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def train_block(
     spec: JobSpec,
     plan: JobPlan,
     task: TaskPlan,
-    data: ImageDataset,
+    data: Dataset,
     *,
     state: TrainingState | None = None,
     initial_weights: dict[str, Tensor] | None = None,
@@ -73,7 +69,7 @@ def train_block(
     elif initial_weights is not None:
         network.load_state_dict(initial_weights)
 
-    step_of = _Stepper(spec, network, optimizer, loss_of(plan, task, network, device))
+    step_of = _Stepper(spec, network, optimizer, loss_of(plan, task, network))
     progress = Progress(task, summary)
     generator = torch.Generator(device)
     stream = batches(
@@ -96,7 +92,7 @@ def train_block(
                 loss, grad_norm, memory = step_of.measured(batch, generator, rate)
             else:
                 loss, grad_norm = step_of(batch, generator, rate)
-            progress.add(loss, samples=len(batch.labels), waited=batch.waited_seconds)
+            progress.add(loss, samples=len(batch.inputs), waited=batch.waited_seconds)
             if _report_is_due(step, start, task.steps, spec.checkpoint.every_steps, device):
                 if memory is None and device.type == "cuda":
                     memory = step_of.allocator_memory(progress.summary.memory)
@@ -125,45 +121,28 @@ def build_network(spec: JobSpec, plan: JobPlan, task: TaskPlan) -> nn.Module:
             case TaskKind.TRUNK | TaskKind.BLOCK:
                 start, stop = plan.contract.layers[task.index]
                 return network.denoiser(plan.contract, stop - start)
-            case TaskKind.END_TO_END | TaskKind.SHALLOW:
-                start, stop = (plan.end_to_end if task.kind is TaskKind.END_TO_END else plan.shallow).layers
+            case TaskKind.END_TO_END | TaskKind.DATA_PARALLEL:
+                start, stop = plan.end_to_end.layers
+                return network.baseline(plan.contract, stop - start)
+            case TaskKind.SHALLOW | TaskKind.SHALLOW_LONG:
+                start, stop = plan.shallow.layers
                 return network.baseline(plan.contract, stop - start)
             case _:
                 raise ValueError(f"{task.name} trains nothing")
 
 
-def loss_of(plan: JobPlan, task: TaskPlan, network: nn.Module, device: torch.device) -> Loss:
-    """The task's loss of one batch. A trunk learns every sigma, a block those of its training interval."""
+def loss_of(plan: JobPlan, task: TaskPlan, network: nn.Module) -> Loss:
+    """The task's loss of one batch. A trunk learns every noise level, a block those of its training interval."""
     contract = plan.contract
-    if task.kind in (TaskKind.END_TO_END, TaskKind.SHALLOW):
-        return partial(_classification_loss, network)
-    interval = (contract.sigma_min, contract.sigma_max)
-    if task.kind is TaskKind.BLOCK:
-        block = plan.blocks[task.index]
-        interval = (block.train_sigma_min, block.train_sigma_max)
-    codes = architecture(contract.architecture).codes(contract).to(device)
-    return partial(_denoising_loss, network, codes, interval, _noise(contract))
-
-
-def _classification_loss(network: nn.Module, batch: Batch, _generator: torch.Generator) -> Tensor:
-    return label_cross_entropy(network(normalise(batch.images)), batch.labels)
-
-
-def _denoising_loss(
-    network: nn.Module,
-    codes: Tensor,
-    interval: tuple[float, float],
-    noise: NoiseDistribution,
-    batch: Batch,
-    generator: torch.Generator,
-) -> Tensor:
-    sigma = sample_sigmas(len(batch.labels), interval, noise, generator=generator)
-    z = noised_codes(codes, batch.labels, sigma, generator=generator)
-    return label_cross_entropy(network(normalise(batch.images), z, sigma), batch.labels)
-
-
-def _noise(contract: Contract) -> NoiseDistribution:
-    return NoiseDistribution(contract.p_mean, contract.p_std)
+    kind = architecture(contract.architecture)
+    match task.kind:
+        case TaskKind.TRUNK:
+            return kind.denoising_loss(contract, network, (contract.sigma_min, contract.sigma_max))
+        case TaskKind.BLOCK:
+            block = plan.blocks[task.index]
+            return kind.denoising_loss(contract, network, (block.train_sigma_min, block.train_sigma_max))
+        case _:
+            return kind.baseline_loss(contract, network)
 
 
 class _Stepper:

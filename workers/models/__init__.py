@@ -1,9 +1,9 @@
 """The networks: protocol.py and one file per architecture."""
 
-from workers.models.protocol import Architecture, Denoiser
+from workers.models.protocol import Architecture, Classifier, Loss
 from workers.models.vit import VIT
 
-__all__ = ["ARCHITECTURES", "Architecture", "Denoiser", "architecture"]
+__all__ = ["ARCHITECTURES", "Architecture", "Classifier", "Loss", "architecture"]
 
 ARCHITECTURES: dict[str, Architecture] = {network.kind: network for network in (VIT,)}
 

@@ -1,19 +1,26 @@
-"""All the rest asks of an architecture. N batch, C image channels, H x W pixels, d code dimensions, K classes."""
+"""All the rest asks of an architecture. What its batches and answers are is its own affair, and its family's."""
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from dbserve.contracts.card import ArchitectureCard
 from dbserve.contracts.plan import Contract
+from workers.data import Batch
 from workers.method.sampler import ChainInit
 
+# A batch and the generator of the step's noise, both on the network's device -> mean loss, a float32 scalar, in nats
+# unless the architecture says otherwise.
+Loss = Callable[[Batch, torch.Generator], Tensor]
 
-class Denoiser(Protocol):
-    """A block: answers for the class behind a noised code, given the image."""
 
-    def __call__(self, images: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
-        """images (N, C, H, W) in [-1, 1], z (N, d), sigma (N,) -> logits (N, K), readout included."""
+class ResidualNetwork(Protocol):
+    """What every network, denoiser or baseline, offers besides being an nn.Module."""
+
+    def residual_layers(self) -> Sequence[nn.Module]:
+        """Its residual layers in order: what activation checkpointing recomputes and muon trains."""
         ...
 
 
@@ -27,19 +34,35 @@ class Architecture(Protocol):
         """What the control plane knows of it; kept as dbserve/cards/<kind>.json (`make cards`)."""
         ...
 
+    def denoiser(self, contract: Contract, layers: int) -> nn.Module:
+        """A block of that many layers (a ResidualNetwork), with embedding, conditioning and readout of its own. Its
+        state_dict holds what is trained and nothing else: what is common follows from the contract."""
+        ...
+
+    def denoising_loss(self, contract: Contract, network: nn.Module, interval: tuple[float, float]) -> Loss:
+        """The loss of a denoiser (already on its device) that learns the noise levels of the (low, high) interval."""
+        ...
+
+    def baseline(self, contract: Contract, layers: int) -> nn.Module:
+        """The network (a ResidualNetwork) of the same layers that end-to-end training would train."""
+        ...
+
+    def baseline_loss(self, contract: Contract, network: nn.Module) -> Loss:
+        """The loss of a baseline, already on its device."""
+        ...
+
+
+class Classifier(Architecture, Protocol):
+    """An architecture of the family "classification": its denoisers answer for the class behind a noised code.
+
+    Denoiser: images (N, C, H, W) in [-1, 1], z (N, d), sigma (N,) -> logits (N, K), readout included.
+    Baseline: images -> logits (N, K). N batch, C channels, H x W pixels, d code dimensions, K classes.
+    """
+
     def codes(self, contract: Contract) -> Tensor:
         """E, the frozen target codes of the contract: (K, d) float32 on the CPU."""
         ...
 
     def chain_init(self, contract: Contract) -> ChainInit:
         """Where the chain starts at sigma_max."""
-        ...
-
-    def denoiser(self, contract: Contract, layers: int) -> nn.Module:
-        """A Denoiser of that many layers, with embedding, conditioning and readout of its own. Its state_dict holds
-        what is trained and nothing else: what is common follows from the contract."""
-        ...
-
-    def baseline(self, contract: Contract, layers: int) -> nn.Module:
-        """The plain network: the same layers without z and sigma. images (N, C, H, W) -> logits (N, K)."""
         ...
