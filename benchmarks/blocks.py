@@ -24,7 +24,7 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import DataFacts, MemoryPlan
 from dbserve.contracts.status import MemoryBytes
 from dbserve.planner import load_card, plan_job
-from workers.data import ImageDataset, Split
+from workers.data import Dataset, Split
 from workers.trainer import StepReport, train_block
 
 KINDS = ("parameters", "gradients", "optimizer", "activations")
@@ -70,10 +70,10 @@ def spec_of(conditioning: str, arguments: argparse.Namespace) -> JobSpec:
     )
 
 
-def random_images(rows: int) -> tuple[DataFacts, ImageDataset]:
+def random_images(rows: int) -> tuple[DataFacts, Dataset]:
     random = np.random.default_rng(0)
     split = Split(
-        images=random.integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8),
+        inputs=random.integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8),
         labels=random.integers(0, 10, rows, dtype=np.int64),
     )
     facts = DataFacts(
@@ -86,7 +86,7 @@ def random_images(rows: int) -> tuple[DataFacts, ImageDataset]:
         encoding="raw",
         class_names=tuple("0123456789"),
     )
-    return facts, ImageDataset(train=split, validation=split, test=split)
+    return facts, Dataset(train=split, validation=split, test=split)
 
 
 def compare(conditioning: str, arguments: argparse.Namespace) -> Comparison:

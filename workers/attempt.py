@@ -18,7 +18,7 @@ from dbserve.contracts.status import Checkpointed, CheckpointRef, Task
 from dbserve.errors import CheckpointInvalid, StaleRun
 from dbserve.store import JobStore
 from workers.checkpoint import TrainingState, load, save
-from workers.data import ImageDataset
+from workers.data import Dataset
 from workers.pulse import Pulse, patiently
 from workers.trainer import train_block
 
@@ -37,7 +37,7 @@ class TrainingAttempt:
 
     def run(
         self,
-        data: ImageDataset,
+        data: Dataset,
         pulse: Pulse,
         loop: asyncio.AbstractEventLoop,
         *,

@@ -17,7 +17,7 @@ from dbserve.contracts.plan import BASELINES, JobPlan
 from dbserve.contracts.report import DecodeRule, Quality, Report
 from dbserve.contracts.status import Task
 from workers.assemble import load_model
-from workers.data import ImageDataset, Split
+from workers.data import Dataset, Split
 from workers.evaluation.answers import Answers, BlockChain, as_tensor, chain_answers
 from workers.evaluation.baselines import Baselines, baseline_answers, verified_summary
 from workers.evaluation.costs import cost_row, layers_of, loss_curve, memory_report
@@ -32,7 +32,7 @@ DECODE_RULES: tuple[DecodeRule, ...] = ("chain", "product_of_experts", "first_bl
 def evaluate(
     spec: JobSpec,
     plan: JobPlan,
-    data: ImageDataset,
+    data: Dataset,
     model_dir: Path,
     finals: Mapping[str, Path],
     runs: Sequence[Task],
@@ -55,7 +55,7 @@ def evaluate(
     trained = {task.name: verified_summary(plan, task, finals) for task in plan.tasks if task.steps}
     manifest, blocks = load_model(model_dir, contract=plan.contract)
     model = BlockChain.of(manifest.contract, blocks, device)
-    labels = as_tensor(data.test.labels)
+    labels = as_tensor(data.test.targets)
 
     answers = chain_answers(model, data.test, batch_size)
     baselines = baseline_answers(plan, finals, data.test, batch_size, device)
@@ -118,7 +118,7 @@ def _validation_accuracy(model: BlockChain, validation: Split, batch_size: int) 
     if not len(validation):
         return {}
     answers = chain_answers(model, validation, batch_size)
-    labels = as_tensor(validation.labels)
+    labels = as_tensor(validation.targets)
     return {rule: accuracy(answers.by(rule), labels) for rule in DECODE_RULES}
 
 

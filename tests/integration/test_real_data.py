@@ -14,7 +14,7 @@ from PIL import Image
 from dbserve.contracts.job import DataSpec
 from dbserve.datasets import inspect
 from dbserve.datasets.split import shuffled_order
-from workers.data import ImageDataset, open_dataset
+from workers.data import Dataset, open_dataset
 
 SHARED = Path(os.environ.get("DBSERVE_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -26,7 +26,7 @@ def directory(name: str) -> Path:
     return path
 
 
-def opened(uri: Path, test_uri: Path | None, cache_dir: Path) -> ImageDataset:
+def opened(uri: Path, test_uri: Path | None, cache_dir: Path) -> Dataset:
     spec = DataSpec(uri=str(uri), test_uri=None if test_uri is None else str(test_uri))
     return open_dataset(inspect(spec, cache_dir=cache_dir), spec, cache_dir=cache_dir)
 
@@ -42,29 +42,29 @@ def test_cifar10s_jpegs_are_decoded_in_seconds_and_opened_again_at_once(tmp_path
     assert time.monotonic() - began < 1.0
     assert decoding < 120, "tens of seconds even on a busy machine"
     assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5_000, 10_000)
-    assert np.bincount(data.test.labels).tolist() == [1000] * 10
+    assert np.bincount(data.test.targets).tolist() == [1000] * 10
     shard = pq.read_table(home / "test-00000-of-00002.parquet")
     for row in (0, 17, 4999):
         with Image.open(io.BytesIO(shard["image"][row].as_py())) as image:
             place = int(np.flatnonzero(shuffled_order(10_000) == row)[0])
-            assert np.array_equal(data.test.images[place], np.asarray(image.convert("RGB")))
-            assert data.test.labels[place] == shard["label"][row].as_py()
+            assert np.array_equal(data.test.inputs[place], np.asarray(image.convert("RGB")))
+            assert data.test.targets[place] == shard["label"][row].as_py()
 
 
 def test_fashion_mnists_raw_pixels_arrive_as_they_lie_in_the_shards(tmp_path: Path) -> None:
     home = directory("fashion_mnist")
     data = opened(home, home, tmp_path)
-    assert data.train.images.shape == (54_000, 28, 28, 1)
+    assert data.train.inputs.shape == (54_000, 28, 28, 1)
     shards = [pq.read_table(path) for path in sorted(home.glob("test-*.parquet"))]
     stored = b"".join(value for shard in shards for value in shard["image"].to_pylist())
     pixels = np.frombuffer(stored, dtype=np.uint8).reshape(10_000, 28, 28, 1)
-    found = data.test.images[np.argsort(shuffled_order(10_000))]
+    found = data.test.inputs[np.argsort(shuffled_order(10_000))]
     assert hashlib.sha256(found.tobytes()).digest() == hashlib.sha256(pixels.tobytes()).digest()
 
 
 def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
     data = opened(directory("cifar10_lossless4k"), None, tmp_path)
-    parts = [{image.tobytes() for image in split.images} for split in (data.train, data.validation, data.test)]
+    parts = [{image.tobytes() for image in split.inputs} for split in (data.train, data.validation, data.test)]
     assert [len(part) for part in parts] == [len(data.train), len(data.validation), len(data.test)]
     assert parts[0].isdisjoint(parts[1])
     assert parts[0].isdisjoint(parts[2])

@@ -16,7 +16,7 @@ def numbered(rows: int, shape: tuple[int, int, int] = (2, 3, 1)) -> Split:
     """The label of a row is its number; so is its first pixel (modulo 256)."""
     images = np.zeros((rows, *shape), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(rows) % 256
-    return Split(images=images, labels=np.arange(rows, dtype=np.int64))
+    return Split(inputs=images, labels=np.arange(rows, dtype=np.int64))
 
 
 def taken(split: Split, steps: int, **changes: Any) -> list[Batch]:
@@ -35,7 +35,7 @@ def taken(split: Split, steps: int, **changes: Any) -> list[Batch]:
 
 
 def rows_of(found: list[Batch]) -> list[list[int]]:
-    return [batch.labels.tolist() for batch in found]
+    return [batch.targets.tolist() for batch in found]
 
 
 def test_an_epoch_takes_every_row_once_and_drops_the_ragged_end() -> None:
@@ -45,16 +45,16 @@ def test_an_epoch_takes_every_row_once_and_drops_the_ragged_end() -> None:
 
 def test_images_and_labels_of_a_batch_belong_together() -> None:
     (batch,) = taken(numbered(100), 1)
-    assert batch.images.shape == (4, 1, 2, 3)
-    assert batch.images.dtype == torch.uint8
-    assert batch.images.is_contiguous()
-    assert batch.images[:, 0, 0, 0].tolist() == batch.labels.tolist()
+    assert batch.inputs.shape == (4, 1, 2, 3)
+    assert batch.inputs.dtype == torch.uint8
+    assert batch.inputs.is_contiguous()
+    assert batch.inputs[:, 0, 0, 0].tolist() == batch.targets.tolist()
 
 
 def test_a_channel_of_the_shard_is_a_channel_of_the_batch() -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 2, 3, 3), dtype=np.uint8)
     (batch,) = taken(Split(images, np.arange(8)), 1, batch_size=8)
-    assert np.array_equal(batch.images.numpy(), images[batch.labels.numpy()].transpose(0, 3, 1, 2))
+    assert np.array_equal(batch.inputs.numpy(), images[batch.targets.numpy()].transpose(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("start", [1, 3, 4, 5, 11])
@@ -63,8 +63,8 @@ def test_a_stream_started_later_goes_on_as_if_it_had_begun_at_the_start(start: i
     whole = taken(numbered(18), 14, augment=augment)
     resumed = taken(numbered(18), 14 - start, start_step=start, augment=augment)
     for first, second in zip(whole[start:], resumed, strict=True):
-        assert torch.equal(first.labels, second.labels)
-        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.targets, second.targets)
+        assert torch.equal(first.inputs, second.inputs)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"task": "block-1"}, {"start_step": 4}])
@@ -98,7 +98,7 @@ def test_closing_the_stream_ends_its_thread() -> None:
 
 
 def test_what_the_thread_raises_is_raised_to_the_consumer() -> None:
-    split = Split(images=numbered(8).images[:2], labels=np.arange(8))  # fewer images than labels
+    split = Split(inputs=numbered(8).inputs, labels=np.arange(2))  # fewer labels than images
     with pytest.raises(IndexError):
         taken(split, 8)
     assert not [thread for thread in threading.enumerate() if thread.name == "batches"]

@@ -14,19 +14,19 @@ from dbserve.datasets import inspect
 from dbserve.datasets.split import shuffled_order
 from dbserve.errors import DataInvalid, StorageError
 from tests.shards import cycle, encoded, pixels, write_shard
-from workers.data import ImageDataset, cache, open_dataset
+from workers.data import Dataset, cache, open_dataset
 
 PROCESSES = multiprocessing.get_context("forkserver")  # real processes that need not each import torch
 PROCESSES.set_forkserver_preload(["workers.data"])
 
 
-def opened(uri: Path, cache_dir: Path, **more: Any) -> ImageDataset:
+def opened(uri: Path, cache_dir: Path, **more: Any) -> Dataset:
     spec = DataSpec(uri=str(uri), **more)
     return open_dataset(inspect(spec, cache_dir=cache_dir), spec, cache_dir=cache_dir)
 
 
-def everything(data: ImageDataset) -> np.ndarray[Any, Any]:
-    return np.concatenate([split.images for split in (data.test, data.validation, data.train)])
+def everything(data: Dataset) -> np.ndarray[Any, Any]:
+    return np.concatenate([split.inputs for split in (data.test, data.validation, data.train)])
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -41,7 +41,7 @@ def test_every_pixel_and_label_survives_in_the_fixed_order(
     data = opened(tmp_path / "d", tmp_path / "cache")
     order = shuffled_order(500)
     assert np.array_equal(everything(data), images[order])
-    assert np.array_equal(data.test.labels, np.array(cycle(500))[order][: len(data.test)])
+    assert np.array_equal(data.test.targets, np.array(cycle(500))[order][: len(data.test)])
     assert (len(data.train), len(data.validation), len(data.test)) == (360, 40, 100)
 
 
@@ -60,7 +60,7 @@ def test_raw_images_may_lie_in_a_column_of_variable_width(tmp_path: Path) -> Non
 def test_the_arrays_are_mapped_and_cannot_be_written_to(tmp_path: Path) -> None:
     data = opened(write_shard(tmp_path / "a.parquet", pixels(30), cycle(30)), tmp_path / "cache")
     with pytest.raises(ValueError, match="read-only"):
-        data.train.images[0] = 0
+        data.train.inputs[0] = 0
     assert any("images.u8" in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
@@ -152,7 +152,7 @@ def _open_counting(shard: Path, cache_dir: Path, go: Any, decoded_by: Any) -> No
     cache.decode_shard = counted
     go.wait()
     data = opened(shard, cache_dir)
-    decoded_by.put(("sum", int(data.train.images.sum())))
+    decoded_by.put(("sum", int(data.train.inputs.sum())))
 
 
 def _decode_for_ever(shard: Path, cache_dir: Path, reached: Any) -> None:

@@ -16,7 +16,7 @@ from tests.jobs import small_plan, small_spec
 from workers import checkpoint
 from workers.assemble import assemble
 from workers.checkpoint import TrainingState
-from workers.data import ImageDataset, Split
+from workers.data import Dataset, Split
 from workers.evaluate import evaluate
 from workers.trainer import build_network, train_block
 
@@ -28,7 +28,7 @@ def bright(rows: int, seed: int) -> Split:
     random = np.random.default_rng(seed)
     labels = random.integers(0, 10, rows)
     images = labels[:, None, None, None] * 22 + random.integers(0, 40, (rows, 8, 8, 1))
-    return Split(images=images.astype(np.uint8), labels=labels.astype(np.int64))
+    return Split(inputs=images.astype(np.uint8), labels=labels.astype(np.int64))
 
 
 class Job:
@@ -41,7 +41,7 @@ class Job:
             **changes,
         )
         self.plan: JobPlan = small_plan(self.spec)
-        self.data = ImageDataset(train=bright(1000, 0), validation=bright(100, 1), test=bright(400, 2))
+        self.data = Dataset(train=bright(1000, 0), validation=bright(100, 1), test=bright(400, 2))
         self.root = root
         self.finals: dict[str, Path] = {}
         self.runs: list[Task] = []
@@ -158,14 +158,14 @@ def test_the_decode_rule_is_the_best_on_validation_rows(report: Report) -> None:
 
 def test_a_tie_on_validation_rows_goes_to_the_chain(job: Job) -> None:
     black_nine = Split(np.zeros((1, 8, 8, 1), dtype=np.uint8), np.array([9]))
-    found = job.report(data=ImageDataset(job.data.train, black_nine, job.data.test))
+    found = job.report(data=Dataset(job.data.train, black_nine, job.data.test))
     assert set(found.validation_accuracy.values()) == {0.0}
     assert found.decode == "chain"
 
 
 def test_without_validation_rows_the_chain_answers_and_the_report_says_so(job: Job) -> None:
-    none = Split(job.data.validation.images[:0], job.data.validation.labels[:0])
-    found = job.report(data=ImageDataset(job.data.train, none, job.data.test))
+    none = Split(job.data.validation.inputs[:0], job.data.validation.labels[:0])
+    found = job.report(data=Dataset(job.data.train, none, job.data.test))
     assert (found.decode, found.validation_accuracy) == ("chain", {})
     assert "by default" in found.findings[0]
 

@@ -12,7 +12,7 @@ from dbserve.errors import NonfiniteLoss
 from dbserve.planner import load_card, plan_job
 from tests.jobs import FACTS, small_spec
 from workers.checkpoint import TrainingState
-from workers.data import ImageDataset, Split
+from workers.data import Dataset, Split
 from workers.optimizer import learning_rate
 from workers.trainer import StepReport, build_network, train_block
 
@@ -40,13 +40,13 @@ def planned(spec: JobSpec, shape: tuple[int, int, int] = (8, 8, 1)) -> JobPlan:
     return plan_job(spec, load_card("vit"), FACTS.model_copy(update={"image_shape": shape}))
 
 
-def dataset(rows: int = 160, shape: tuple[int, int, int] = (8, 8, 1)) -> ImageDataset:
+def dataset(rows: int = 160, shape: tuple[int, int, int] = (8, 8, 1)) -> Dataset:
     """Images whose brightness is their label: learnable in a few steps."""
     random = np.random.default_rng(0)
     labels = random.integers(0, 10, rows)
     pixels = labels[:, None, None, None] * 22 + random.integers(0, 40, (rows, *shape))
-    split = Split(images=pixels.astype(np.uint8), labels=labels.astype(np.int64))
-    return ImageDataset(train=split, validation=split, test=split)
+    split = Split(inputs=pixels.astype(np.uint8), labels=labels.astype(np.int64))
+    return Dataset(train=split, validation=split, test=split)
 
 
 def run(spec: JobSpec, task: str, **arguments: Any) -> list[tuple[StepReport, TrainingState]]:

@@ -16,19 +16,29 @@ from torch import Tensor
 from dbserve.contracts.job import Augmentation
 from dbserve.errors import ConfigInvalid
 from workers.data.augment import augmented
+from workers.data.dataset import Split
 from workers.data.draws import draws
-from workers.data.images import Split
 
 _AHEAD = 2  # batches prepared before they are asked for
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` (N, C, H, W) uint8 and `labels` (N,) int64 on the asked device; `waited_seconds` for this batch."""
+    """Rows on the asked device; `waited_seconds` is what this batch kept its taker waiting.
 
-    images: Tensor
-    labels: Tensor
+    `inputs`: images (N, C, H, W) uint8 or float32 and their `labels` (N,) int64, or tokens (N, T) int64 without labels.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None
     waited_seconds: float
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels; ValueError where there are none."""
+        if self.labels is None:
+            raise ValueError("text has no labels")
+        return self.labels
 
 
 _Rows = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -58,13 +68,15 @@ def batches(
 
     def prepare(step: int) -> _Rows:
         rows = order.rows_of(step)
-        return augmented(split.images[rows], augment, seed=seed, task=task, step=step), split.labels[rows]
+        return augmented(split.inputs[rows], augment, seed=seed, task=task, step=step), split.targets[rows]
 
     return _delivered(prepare, start_step, torch.device(device))
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> float32 in [-1, 1]: x / 127.5 - 1, the contract's preprocessing."""
+    """uint8 (N, C, H, W) -> float32 in [-1, 1]: x / 127.5 - 1; float32 is passed on: the contract's preprocessing."""
+    if images.dtype == torch.float32:
+        return images
     return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 

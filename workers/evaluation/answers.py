@@ -96,8 +96,8 @@ def image_batches(split: Split, batch_size: int, device: torch.device) -> Iterat
         batch_size = min(batch_size, CPU_ROWS)
     for start in range(0, len(split), batch_size):
         rows = slice(start, start + batch_size)
-        images = as_tensor(split.images[rows].transpose(0, 3, 1, 2))
-        yield normalise(images.to(device)), as_tensor(split.labels[rows]).to(device)
+        images = as_tensor(split.inputs[rows].transpose(0, 3, 1, 2))
+        yield normalise(images.to(device)), as_tensor(split.targets[rows]).to(device)
 
 
 def as_tensor(array: NDArray[np.uint8] | NDArray[np.int64]) -> Tensor:

@@ -39,9 +39,9 @@ def diagnose(model: BlockChain, test: Split, answers: Answers, batch_size: int) 
 
     accuracy_alone, accuracy_after and agreement_with_previous count all test rows, the rest at most DIAGNOSIS_ROWS.
     """
-    few = Split(test.images[:DIAGNOSIS_ROWS], test.labels[:DIAGNOSIS_ROWS])
+    few = Split(test.inputs[:DIAGNOSIS_ROWS], test.targets[:DIAGNOSIS_ROWS])
     sums = _run(model, few, batch_size)
-    labels = as_tensor(test.labels)
+    labels = as_tensor(test.targets)
     reading = [_read_off_z(model.codes, sigma) for sigma in model.edges]
     total_fall = reading[0].cross_entropy - reading[-1].cross_entropy
     blocks: list[BlockDiagnosis] = []

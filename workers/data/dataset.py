@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +19,41 @@ from workers.data.cache import decoded
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one part. `images` (rows, height, width, channels) uint8, `labels` (rows,) int64; read-only."""
+    """One part of the rows; arrays are read-only.
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    Images: `inputs` (rows, height, width, channels) uint8 or float32, `labels` (rows,) int64.
+    Text: `inputs` (rows, T) uint16 or int32, windows that follow one another in `tokens`, the stream (1-d); no labels.
+    """
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64] | None
+    tokens: NDArray[Any] | None = None
+
+    @classmethod
+    def of_text(cls, tokens: NDArray[Any], sequence_length: int) -> Split:
+        """A stream of tokens and the whole windows it holds; what is left at its end is in no window."""
+        rows = len(tokens) // sequence_length
+        return cls(tokens[: rows * sequence_length].reshape(rows, sequence_length), labels=None, tokens=tokens)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.inputs)
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """The labels; ValueError where there are none."""
+        if self.labels is None:
+            raise ValueError("text has no labels")
+        return self.labels
 
 
 @dataclass(frozen=True)
-class ImageDataset:
+class Dataset:
     train: Split
     validation: Split
     test: Split
 
 
-def open_dataset(facts: DataFacts, spec: DataSpec, *, cache_dir: Path) -> ImageDataset:
+def open_dataset(facts: DataFacts, spec: DataSpec, *, cache_dir: Path) -> Dataset:
     """Open the shards of a planned job. The first process on a node decodes them into `cache_dir`, the others wait.
 
     Raises DataInvalid on a corrupt or changed shard (naming shard and row), StorageError when the cache cannot be
@@ -54,7 +73,7 @@ def open_dataset(facts: DataFacts, spec: DataSpec, *, cache_dir: Path) -> ImageD
     if sizes != SplitSizes(train=facts.train_rows, validation=facts.validation_rows, test=facts.test_rows):
         raise DataInvalid(f"the shards of {spec.uri} hold other rows than when the job was planned")
     held_out = 0 if test is not None else sizes.test
-    return ImageDataset(
+    return Dataset(
         train=_slice(pool, held_out + sizes.validation, len(pool)),
         validation=_slice(pool, held_out, held_out + sizes.validation),
         test=_slice(pool, 0, held_out) if test is None else test,
@@ -63,8 +82,8 @@ def open_dataset(facts: DataFacts, spec: DataSpec, *, cache_dir: Path) -> ImageD
 
 def _rows(shards: tuple[str, ...], facts: DataFacts, spec: DataSpec, pointer: str, cache_dir: Path) -> Split:
     images, labels = decoded(shards, facts, spec, pointer=pointer, cache_dir=cache_dir)
-    return Split(images=images, labels=labels)
+    return Split(inputs=images, labels=labels)
 
 
 def _slice(split: Split, start: int, stop: int) -> Split:
-    return Split(images=split.images[start:stop], labels=split.labels[start:stop])
+    return Split(inputs=split.inputs[start:stop], labels=split.targets[start:stop])
