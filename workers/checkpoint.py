@@ -111,6 +111,11 @@ def save(directory: Path, state: TrainingState, *, contract: Contract, contract_
     return Saved(path=directory, manifest_sha256=manifest_sha256)
 
 
+def answering_weights(directory: Path) -> dict[str, Tensor]:
+    """The weights that a finished training answers with. The checkpoint has passed verify()."""
+    return read_tensors(directory / WEIGHTS)
+
+
 def load(directory: Path, *, contract: Contract, expect_sha256: str | None = None) -> TrainingState:
     """The state in a checkpoint directory, every byte verified first.
 

@@ -38,6 +38,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def first(self, rows: int | None) -> Split:
+        """The first `rows` rows at most; None: all. Images lie shuffled, windows of text as they were written."""
+        if rows is None or rows >= len(self):
+            return self
+        tokens = None if self.tokens is None else self.tokens[: rows * self.inputs.shape[1]]
+        return Split(self.inputs[:rows], None if self.labels is None else self.labels[:rows], tokens)
+
     @property
     def targets(self) -> NDArray[np.int64]:
         """The labels; ValueError where there are none."""

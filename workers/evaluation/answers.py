@@ -16,7 +16,7 @@ from dbserve.contracts.plan import Contract
 from dbserve.contracts.report import DecodeRule
 from workers.data import Split, normalise
 from workers.method.sampler import ChainInit, ChainStep, Denoise, alone, initial_z, product_of_answers, walk
-from workers.models import architecture
+from workers.models import Classifier, architecture
 
 CPU_ROWS = 64  # measured: 12 layers of width 128 take 40 % less time a row than at 500
 _INIT_SEED = 20260714  # of z at sigma_max where the chain starts from noise
@@ -33,7 +33,7 @@ class BlockChain:
 
     @classmethod
     def of(cls, contract: Contract, blocks: Sequence[nn.Module], device: torch.device) -> BlockChain:
-        kind = architecture(contract.architecture)
+        kind = cast("Classifier", architecture(contract.architecture))
         return cls(
             blocks=tuple(cast("Denoise", block.to(device).eval()) for block in blocks),
             codes=kind.codes(contract).to(device),

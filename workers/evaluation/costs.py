@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from dbserve.contracts.plan import JobPlan, NetworkPlan, TaskKind, TaskPlan
 from dbserve.contracts.report import CostRow, LossCurve, MemoryReport, MemoryRow
 from dbserve.contracts.status import MemoryBytes, Task
+from dbserve.errors import CheckpointInvalid, ContractMismatch
+from workers import checkpoint
 from workers.checkpoint import TrainingSummary
 
 _CURVE_POINTS = 200
@@ -17,9 +20,9 @@ def network_plan(plan: JobPlan, task: TaskPlan) -> NetworkPlan:
     match task.kind:
         case TaskKind.TRUNK | TaskKind.BLOCK:
             return plan.blocks[task.index]
-        case TaskKind.END_TO_END:
+        case TaskKind.END_TO_END | TaskKind.DATA_PARALLEL:
             return plan.end_to_end
-        case TaskKind.SHALLOW:
+        case TaskKind.SHALLOW | TaskKind.SHALLOW_LONG:
             return plan.shallow
         case _:
             raise ValueError(f"{task.name} trains no network")
@@ -34,6 +37,21 @@ def counted_bytes(memory: MemoryBytes) -> int | None:
     """Parameters + gradients + optimizer + activations; None where one was not measured."""
     kinds = (memory.parameters, memory.gradients, memory.optimizer, memory.activations)
     return None if None in kinds else sum(kind or 0 for kind in kinds)
+
+
+def verified_summary(plan: JobPlan, task: TaskPlan, finals: Mapping[str, Path]) -> TrainingSummary:
+    """What a task's training was, once its final checkpoint is found whole, of this contract and this task.
+
+    Raises CheckpointInvalid or ContractMismatch, naming what is wrong.
+    """
+    if task.name not in finals:
+        raise CheckpointInvalid(f"no final checkpoint of {task.name}")
+    manifest = checkpoint.verify(finals[task.name], contract=plan.contract)
+    if manifest.task != task.name:
+        raise ContractMismatch(f"{finals[task.name]}: task is {manifest.task!r}, not {task.name!r}")
+    if manifest.step != task.steps:
+        raise CheckpointInvalid(f"{finals[task.name]}: step is {manifest.step}, but {task.name} ends at {task.steps}")
+    return checkpoint.read_summary(finals[task.name])
 
 
 def memory_report(plan: JobPlan, trained: Mapping[str, TrainingSummary]) -> MemoryReport:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dbserve.contracts.report import BlockDiagnosis, CostRow, DecodeRule, MemoryReport, Quality, Report, Score
+from dbserve.contracts.report import BlockDiagnosis, CostRow, DecodeRule, MemoryReport, Quality, Score
 from workers.evaluation.scores import Difference, paired_difference
 
 Z_DOMINATES = 0.60  # z-only accuracy
@@ -30,6 +30,8 @@ class Compared:
     ours: Mapping[DecodeRule, Tensor]
     end_to_end: Tensor | None
     shallow_ensemble: Tensor | None
+    shallow_long: Tensor | None
+    data_parallel: Tensor | None
 
 
 def warnings(diagnosis: Sequence[BlockDiagnosis], *, rows: int, classes: int) -> tuple[str, ...]:
@@ -79,22 +81,37 @@ def _bad_handoff(block: BlockDiagnosis) -> Iterator[str]:
         )
 
 
-def findings(report: Report, compared: Compared) -> tuple[str, ...]:
-    """What the figures of `report` (its own findings are ignored) come to, the unfavourable included.
+def findings(
+    compared: Compared,
+    quality: Quality,
+    *,
+    decode: DecodeRule,
+    validation_accuracy: Mapping[DecodeRule, float],
+    validation_rows: int,
+    blocks: int,
+    swap_accuracy: float | None,
+) -> tuple[str, ...]:
+    """What a classifier's figures come to, the unfavourable included.
 
     "Level" means within two standard errors of the difference, row by row.
     """
-    quality = report.quality
     return (
-        _decode_sentence(report.decode, report.validation_accuracy, report.validation_rows),
-        *_against_end_to_end(compared, quality, report.decode),
-        *_against_shallow(compared, quality, report.blocks),
-        *_against_first_block(compared, quality, report.blocks),
+        _decode_sentence(decode, validation_accuracy, validation_rows),
+        *_against_end_to_end(compared, quality, decode),
+        *_against_shallow(compared, quality, blocks),
+        *_against_equal_budgets(compared, quality, blocks),
+        *_against_first_block(compared, quality, blocks),
         *_calibration(quality),
-        _memory_sentence(report.memory),
-        *_cost_sentences(report.cost),
-        *_swap_sentence(report.swap_accuracy, quality.chain),
-        f"Standard errors are over the {report.test_rows} test rows of one training with one seed; they say nothing of "
+        *_swap_sentence(swap_accuracy, quality.chain),
+    )
+
+
+def shared_findings(memory: MemoryReport, cost: Sequence[CostRow], test_rows: int) -> tuple[str, ...]:
+    """What holds of every family: bytes, layer evaluations and seconds, and how far the errors reach."""
+    return (
+        _memory_sentence(memory),
+        *_cost_sentences(cost),
+        f"Standard errors are over the {test_rows} test rows of one training with one seed; they say nothing of "
         "how another seed would come out.",
     )
 
@@ -144,6 +161,26 @@ def _against_shallow(compared: Compared, quality: Quality, blocks: int) -> Itera
         f"block's memory, is right on {_percent(single.accuracy)} (mean of {len(single.members)}); the chain is "
         f"{_points(quality.chain.accuracy - single.accuracy)} from it."
     )
+
+
+def _against_equal_budgets(compared: Compared, quality: Quality, blocks: int) -> Iterator[str]:
+    rivals = (
+        (
+            f"one shallow network trained {blocks} times as long, which takes as many layer evaluations on one worker",
+            compared.shallow_long,
+            quality.shallow_long,
+        ),
+        (
+            f"all layers on {blocks} workers, data-parallel, with a gradient exchange every step",
+            compared.data_parallel,
+            quality.data_parallel,
+        ),
+    )
+    for name, answers, score in rivals:
+        if answers is not None and score is not None:
+            difference = paired_difference(compared.ours["chain"], answers, compared.labels)
+            figures = f"{_percent(quality.chain.accuracy)} against {_percent(score.accuracy)}"
+            yield f"The chain is {_versus(difference)} {name} ({figures})."
 
 
 def _against_first_block(compared: Compared, quality: Quality, blocks: int) -> Iterator[str]:
