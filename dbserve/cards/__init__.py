@@ -13,10 +13,11 @@ from jsonschema import Draft202012Validator
 from jsonschema.validators import extend  # pyright: ignore[reportUnknownVariableType]
 from pydantic import JsonValue
 
-from dbserve.contracts.card import ArchitectureCard, Footprint
+from dbserve.contracts.card import ArchitectureCard, Footprint, OptionRule
+from dbserve.contracts.job import TrainingSpec
 from dbserve.contracts.plan import MemoryPlan, NetworkPlan
 from dbserve.errors import ConfigInvalid
-from dbserve.formula import Value, evaluate, evaluate_number
+from dbserve.formula import FormulaError, Value, evaluate, evaluate_number
 
 MAX_PARAMETERS = 10**12  # of one network; beyond it a job is a typing error
 OPTIONS_POINTER = "/architecture/options"
@@ -76,15 +77,19 @@ def _escaped(key: str) -> str:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A card's formulas over one job's options and data; ConfigInvalid where the options break one of its rules."""
+    """A card's formulas over one job's options, data and training; ConfigInvalid where a rule of the card is broken.
+
+    `names` holds what the formulas may name (see ArchitectureCard), except `layers` and the card's definitions.
+    """
 
     card: ArchitectureCard
     names: Mapping[str, Value]
+    training: TrainingSpec
 
     def __post_init__(self) -> None:
         for rule in self.card.rules:
             if not evaluate(rule.expression, self.names):
-                raise ConfigInvalid(rule.message.format_map(dict(self.names)), OPTIONS_POINTER + rule.pointer)
+                raise ConfigInvalid(rule.message.format_map(dict(self.names)), self._pointer(rule))
 
     def number(self, expression: str, *, layers: int) -> float | int:
         """The value of a formula for a network of that many layers."""
@@ -95,21 +100,51 @@ class Sizes:
         return evaluate_number(expression, names)
 
     def network(self, footprint: Footprint, layers: tuple[int, int]) -> NetworkPlan:
-        """Size of a network: 4 bytes a parameter for itself, 4 for its gradient, 8 for AdamW's two moments."""
+        """Size of a network in training: 4 bytes a parameter for itself and 4 for its gradient.
+
+        Under `optimizer`: AdamW's two moments, 8 bytes a parameter, or muon's one (4) for the weights that it trains
+        and 8 for the others; and 4 bytes a parameter for the averaged weights where they are kept. ConfigInvalid where
+        the architecture does not offer what the training asks for.
+        """
         count = layers[1] - layers[0]
-        parameters = int(self.number(footprint.parameters, layers=count))
+        parameters = self._whole(footprint.parameters, count)
         if parameters > MAX_PARAMETERS:
             raise ConfigInvalid(
                 f"a network of {count} layers would have {parameters:.3g} parameters; at most {MAX_PARAMETERS:.0e} "
                 "are planned",
                 OPTIONS_POINTER,
             )
-        activations = int(self.number(footprint.activations, layers=count))
+        moments = 8 * parameters
+        if self.training.optimizer == "muon":
+            if footprint.hidden_matrices is None:
+                raise ConfigInvalid(f"{self.card.kind} does not say which weights muon trains", "/training/optimizer")
+            moments -= 4 * self._whole(footprint.hidden_matrices, count)
+        averaged = 4 * parameters if self.training.ema else 0
+        activations = self._whole(self._saved(footprint), count)
         memory = MemoryPlan(
             parameters=4 * parameters,
             gradients=4 * parameters,
-            optimizer=8 * parameters,
+            optimizer=moments + averaged,
             activations=activations,
-            total=16 * parameters + activations,
+            total=8 * parameters + moments + averaged + activations,
         )
         return NetworkPlan(layers=layers, parameters=parameters, memory=memory)
+
+    def _saved(self, footprint: Footprint) -> str:
+        if not self.training.activation_checkpointing:
+            return footprint.activations
+        if footprint.checkpointed is None:
+            raise ConfigInvalid(f"{self.card.kind} cannot recompute its layers", "/training/activation_checkpointing")
+        return footprint.checkpointed
+
+    def _whole(self, formula: str, layers: int) -> int:
+        try:
+            return int(self.number(formula, layers=layers))
+        except FormulaError as error:
+            raise ConfigInvalid(f"a network of {layers} layers has no size here: {error}", OPTIONS_POINTER) from error
+
+    def _pointer(self, rule: OptionRule) -> str:
+        """Where a broken rule is said to be broken: see OptionRule."""
+        first = rule.pointer.split("/")[1]
+        inside = first in cast(Mapping[str, JsonValue], self.card.options_schema["properties"])
+        return OPTIONS_POINTER + rule.pointer if inside else rule.pointer

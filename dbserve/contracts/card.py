@@ -10,10 +10,14 @@ Family = Literal["classification", "generation", "masked_text", "next_token"]
 
 
 class OptionRule(BaseModel, frozen=True):
-    """A condition between options, beyond their schema. `expression` must come out true."""
+    """A condition beyond the options' schema. `expression`, over options, data and `blocks`, must come out true.
+
+    `pointer` is a JSON pointer inside the options ("/heads"), or from the job's root where its first key is none of
+    the options ("/blocks/count", "/data/sequence_length").
+    """
 
     expression: str
-    pointer: str  # JSON pointer inside the options, e.g. "/heads"
+    pointer: str
     message: str
 
 
@@ -31,13 +35,17 @@ class Footprint(BaseModel, frozen=True):
 
 
 class NoiseDefaults(BaseModel, frozen=True):
-    """The architecture's best noise, as formulas of its options. Masking has no p_mean and no p_std."""
+    """The architecture's best noise, as formulas of its options. Masking has no p_mean and no p_std.
+
+    `low_reach`: of masking, the level up to which the last block is trained at least.
+    """
 
     process: Literal["gaussian", "masking"] = "gaussian"
     p_mean: str | None
     p_std: str | None
     sigma_min: str
     sigma_max: str
+    low_reach: str = "0"
 
 
 class Recipe(BaseModel, frozen=True):
@@ -67,6 +75,7 @@ class ArchitectureCard(BaseModel, frozen=True):
     rules: tuple[OptionRule, ...]
     definitions: tuple[tuple[str, str], ...]
     code_dim: str
+    code_norm: str | None = None  # length of a target code; None: there are no codes, so no information of them either
     noise: NoiseDefaults
     denoiser: Footprint
     baseline: Footprint

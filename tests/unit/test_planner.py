@@ -8,10 +8,10 @@ import yaml
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import DataFacts, JobPlan, TaskKind
-from dbserve.errors import ConfigInvalid
+from dbserve.errors import ConfigInvalid, DataInvalid
 from dbserve.planner import load_card, plan_job
 from workers.method.codes import code_norm
-from workers.method.partition import training_interval
+from workers.method.partition import log_uniform_edges, training_interval
 
 CIFAR = DataFacts(
     train_shards=("train.parquet",),
@@ -240,3 +240,31 @@ def test_an_unknown_architecture_is_refused_with_those_that_are_known() -> None:
 def test_planning_imports_no_torch() -> None:
     code = "import sys, dbserve.planner as p; p.list_cards(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_training_leaves_out_is_the_architectures_best() -> None:
+    spec = JobSpec.model_validate({**yaml.safe_load(SAMPLE), "training": {"steps": 10}, "blocks": {"count": 3}})
+    card = load_card("vit")
+    recipe = card.recipe.model_copy(update={"lr": 0.25, "ema": 0.5, "overlap": 0.2, "partition": "uniform_log"})
+    plan = plan_job(spec, card.model_copy(update={"recipe": recipe}), CIFAR)
+    assert (plan.training.lr, plan.training.ema) == (0.25, 0.5)
+    assert plan.contract.edges == pytest.approx(log_uniform_edges(3, sigma_min=0.002, sigma_max=80.0))
+    assert plan.blocks[1].train_sigma_max == pytest.approx(training_interval(plan.contract.edges, 1, 0.2)[1])
+    given = spec.model_copy(update={"training": spec.training.model_copy(update={"lr": "scan", "ema": 0.0})})
+    assert plan_job(given, card.model_copy(update={"recipe": recipe}), CIFAR).training.lr == "scan"
+    assert plan_job(given, card.model_copy(update={"recipe": recipe}), CIFAR).training.ema == 0.0
+
+
+def test_images_keep_their_shape_and_say_how_a_pixel_is_prepared() -> None:
+    assert planned().contract.image == (32, 32, 3)
+    assert planned().contract.preprocessing == "x/127.5-1"
+    assert planned(CIFAR.model_copy(update={"encoding": "float32"})).contract.preprocessing == "identity"
+    with pytest.raises(ValueError, match="images"):
+        _ = planned().contract.tokens
+
+
+def test_an_architecture_of_images_refuses_text() -> None:
+    text = CIFAR.model_copy(update={"encoding": "text", "image_shape": None, "sequence_length": 8})
+    with pytest.raises(DataInvalid, match="the shards hold text") as refusal:
+        planned(text)
+    assert refusal.value.pointer == "/data/uri"

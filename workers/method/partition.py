@@ -1,7 +1,8 @@
-"""sigma <-> block: the one place that knows which noise level belongs to which block.
+"""level <-> block: the one place that knows which noise level belongs to which block.
 
-HIGH sigma = EARLY block = FIRST layers. Edges descend: edges[0] = sigma_max, edges[B] = sigma_min, and block b owns
-(edges[b + 1], edges[b]]; the last block also owns sigma_min. Standard library only: the planner imports this file.
+HIGH level = EARLY block = FIRST layers. Edges descend: edges[0] = sigma_max, edges[B] = sigma_min, and block b owns
+(edges[b + 1], edges[b]]; the last block also owns sigma_min. Of Gaussian noise a level is sigma; of masking it is t,
+the probability that a token is masked. Standard library only: the planner imports this file.
 """
 
 import math
@@ -56,6 +57,32 @@ def training_interval(edges: Sequence[float], block: int, overlap: float) -> tup
     high, low = edges[block], edges[block + 1]
     margin = (high / low) ** overlap
     return max(low / margin, edges[-1]), min(high * margin, edges[0])
+
+
+def masking_edges(count: int, *, t_min: float, t_max: float) -> tuple[float, ...]:
+    """Edges between which alpha, the share of tokens left unmasked, falls by equal decrements (paper, App. D).
+
+    With the linear schedule alpha(t) = 1 - t, so they are equally far apart in t. Returns count + 1 descending
+    probabilities of a mask.
+    """
+    _check_range(count, t_min, t_max)
+    if t_max > 1.0:
+        raise ValueError(f"a probability of a mask is at most 1, not {t_max:g}")
+    return (t_max, *(t_max + block / count * (t_min - t_max) for block in range(1, count)), t_min)
+
+
+def masking_training_interval(
+    edges: Sequence[float], block: int, overlap: float, *, low_reach: float = 0.0
+) -> tuple[float, float]:
+    """(low, high): the probabilities of a mask that block is trained on (paper, App. C and D).
+
+    Its own interval, widened on both sides by overlap (gamma) times its width in t, clamped to the whole range. The
+    last block, where hardly a token is masked and so hardly one teaches, is trained up to low_reach at least.
+    """
+    high, low = edges[block], edges[block + 1]
+    margin = overlap * (high - low)
+    reach = low_reach if block == len(edges) - 2 else 0.0
+    return max(low - margin, edges[-1]), min(max(high + margin, reach), edges[0])
 
 
 def block_of(sigma: float, edges: Sequence[float]) -> int:
