@@ -1,4 +1,7 @@
-"""What a block is trained on: the noised target and the loss of its answer. N batch, d code dimensions, K classes."""
+"""What a block is trained on: the noised target and the loss of its answer. N batch, d code dimensions, K classes.
+
+Targets are label codes (N, d), or images (N, C, H, W).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -7,9 +10,13 @@ from torch import Tensor
 
 def noised_codes(codes: Tensor, labels: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:
     """z = E[y] + sigma eps (paper, section 3.1). codes (K, d), labels (N,), sigma (N,) -> (N, d) float32."""
-    targets = codes[labels]  # (N, d)
+    return noised(codes[labels], sigma, generator=generator)
+
+
+def noised(targets: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:
+    """z = y + sigma eps, each row at its own noise level: targets (N, ...) float32, sigma (N,) -> (N, ...)."""
     noise = torch.randn(targets.shape, device=targets.device, generator=generator)
-    return targets + sigma[:, None] * noise
+    return targets + sigma.view(-1, *(1,) * (targets.ndim - 1)) * noise
 
 
 def label_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -36,3 +43,18 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     if losses.shape != weights.shape:
         raise ValueError(f"losses {tuple(losses.shape)} and weights {tuple(weights.shape)} would broadcast")
     return (losses * weights).mean()
+
+
+def squared_error(denoised: Tensor, targets: Tensor) -> Tensor:
+    """Mean of |D - y|^2 over all but the rows: (N, ...) each -> (N,), float32. ValueError where the shapes differ."""
+    if denoised.shape != targets.shape:
+        raise ValueError(f"answers {tuple(denoised.shape)} and targets {tuple(targets.shape)} would broadcast")
+    return (denoised.float() - targets).square().flatten(1).mean(dim=1)
+
+
+def edm_loss(denoised: Tensor, targets: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """E[w(s) |D - y|^2] (EDM, eq. 8, per dimension): (N, ...) twice and (N,) -> scalar; 1 for a network that says 0.
+
+    The weight undoes c_out: what is left is a plain squared error of the network's own output at every noise level.
+    """
+    return weighted_mean(squared_error(denoised, targets), edm_weight(sigma, sigma_data))
