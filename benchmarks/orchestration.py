@@ -69,7 +69,7 @@ def bare_samples_per_second(seconds: float, cache_dir: Path) -> float:
 
     torch.set_num_threads(1)
     spec = job()
-    facts = inspect(spec.data, cache_dir=cache_dir)
+    facts = inspect(spec.data, modality="images", cache_dir=cache_dir)
     plan = plan_job(spec, load_card("vit"), facts)
     steps = train_block(spec, plan, plan.task(BLOCK), open_dataset(facts, spec.data, cache_dir=cache_dir))
     with contextlib.closing(steps):

@@ -38,7 +38,9 @@ def plan(
             from dbserve.settings import read_settings
 
             card = load_card(spec.architecture.kind)
-            found = plan_job(spec, card, inspect(spec.data, cache_dir=read_settings().cache_dir))
+            found = plan_job(
+                spec, card, inspect(spec.data, modality=card.modality, cache_dir=read_settings().cache_dir)
+            )
     if as_json:
         print_json(found)
     else:

@@ -53,4 +53,4 @@ async def plan(spec: JobSpec, settings: Settings) -> JobPlan:
 
 def _plan(spec: JobSpec, settings: Settings) -> JobPlan:
     card = load_card(spec.architecture.kind)
-    return plan_job(spec, card, inspect(spec.data, cache_dir=settings.cache_dir))
+    return plan_job(spec, card, inspect(spec.data, modality=card.modality, cache_dir=settings.cache_dir))

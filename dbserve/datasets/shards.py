@@ -30,14 +30,18 @@ _VERSION_KEYS = (
     "updated",
     "created",
 )
-_OTHER: dict[Role, Role] = {"train": "test", "test": "train"}
+_NOT: dict[Role, tuple[str, ...]] = {  # what a directory may hold for other ends, by how the names begin
+    "train": ("test-", "val-", "valid-", "validation-"),
+    "test": ("train-",),
+}
 
 
 def find_shards(uri: str, *, role: Role, pointer: str) -> tuple[str, ...]:
     """The shards a uri names, sorted: absolute local paths or full urls.
 
     A directory stands for the *.parquet files in it; where their names start with "train-" or "test-", for those of
-    `role`. Raises DataInvalid at `pointer` when nothing is there.
+    `role`. Files of held-out rows (test-, val-, valid-, validation-) are never trained on. Raises DataInvalid at
+    `pointer` when nothing is there.
     """
     filesystem, path, protocol = _filesystem(uri, pointer)
     with _explained(f"{uri} cannot be read", pointer):
@@ -66,6 +70,22 @@ def shard_version(uri: str, *, pointer: str) -> dict[str, str]:
     return {"uri": uri, "size": str(info.get("size")), "version": version}
 
 
+def read_file(uri: str, *, most: int, pointer: str) -> bytes:
+    """A whole file of at most `most` bytes. Raises DataInvalid when it is missing, unreadable or larger."""
+    filesystem, path, _ = _filesystem(uri, pointer)
+    with _explained(f"{uri} cannot be read", pointer), filesystem.open(path, "rb") as stream:
+        content = cast("bytes", stream.read(most + 1))
+    if len(content) > most:
+        raise DataInvalid(f"{uri} is larger than {most:,} bytes", pointer)
+    return content
+
+
+def absolute_uri(uri: str, *, pointer: str) -> str:
+    """The uri from wherever it is read: an absolute local path or a full url."""
+    _, path, protocol = _filesystem(uri, pointer)
+    return _absolute(path, protocol)
+
+
 @contextmanager
 def open_shard(uri: str, *, pointer: str) -> Generator[Shard]:
     """One shard, opened; the footer is read. Raises DataInvalid naming the shard when it is missing or not parquet."""
@@ -81,7 +101,7 @@ def open_shard(uri: str, *, pointer: str) -> Generator[Shard]:
 
 def _of_role(paths: list[str], role: Role) -> list[str]:
     own = [path for path in paths if PurePosixPath(path).name.startswith(f"{role}-")]
-    return own or [path for path in paths if not PurePosixPath(path).name.startswith(f"{_OTHER[role]}-")]
+    return own or [path for path in paths if not PurePosixPath(path).name.startswith(_NOT[role])]
 
 
 def _filesystem(uri: str, pointer: str) -> tuple[Any, str, str]:

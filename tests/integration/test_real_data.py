@@ -28,7 +28,7 @@ def directory(name: str) -> Path:
 
 def opened(uri: Path, test_uri: Path | None, cache_dir: Path) -> Dataset:
     spec = DataSpec(uri=str(uri), test_uri=None if test_uri is None else str(test_uri))
-    return open_dataset(inspect(spec, cache_dir=cache_dir), spec, cache_dir=cache_dir)
+    return open_dataset(inspect(spec, modality="images", cache_dir=cache_dir), spec, cache_dir=cache_dir)
 
 
 @pytest.mark.timeout(300)

@@ -22,7 +22,7 @@ PROCESSES.set_forkserver_preload(["workers.data"])
 
 def opened(uri: Path, cache_dir: Path, **more: Any) -> Dataset:
     spec = DataSpec(uri=str(uri), **more)
-    return open_dataset(inspect(spec, cache_dir=cache_dir), spec, cache_dir=cache_dir)
+    return open_dataset(inspect(spec, modality="images", cache_dir=cache_dir), spec, cache_dir=cache_dir)
 
 
 def everything(data: Dataset) -> np.ndarray[Any, Any]:
@@ -83,7 +83,7 @@ def test_a_shard_that_changed_is_decoded_anew(tmp_path: Path) -> None:
 def test_shards_that_grew_since_the_plan_are_refused(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.parquet", pixels(30), cycle(30))
     spec = DataSpec(uri=str(shard))
-    facts = inspect(spec, cache_dir=tmp_path)
+    facts = inspect(spec, modality="images", cache_dir=tmp_path)
     write_shard(shard, pixels(40), cycle(40))
     with pytest.raises(DataInvalid, match="other rows than when the job was planned"):
         open_dataset(facts, spec, cache_dir=tmp_path)
@@ -121,7 +121,7 @@ def test_a_bad_image_is_refused_with_shard_and_row_and_nothing_is_left(
 def test_a_label_that_went_out_of_range_after_the_plan_is_refused(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.parquet", pixels(30), cycle(30))
     spec = DataSpec(uri=str(shard))
-    facts = inspect(spec, cache_dir=tmp_path)
+    facts = inspect(spec, modality="images", cache_dir=tmp_path)
     write_shard(shard, pixels(30), [*cycle(29), 3])
     with pytest.raises(DataInvalid, match="row 29: label 3"):
         open_dataset(facts, spec, cache_dir=tmp_path)

@@ -18,7 +18,7 @@ from tests.shards import cycle, encoded, pixels, write_shard
 
 
 def look(uri: str | Path, tmp_path: Path, **more: Any) -> DataFacts:
-    return inspect(DataSpec(uri=str(uri), **more), cache_dir=tmp_path / "cache")
+    return inspect(DataSpec(uri=str(uri), **more), modality="images", cache_dir=tmp_path / "cache")
 
 
 def refused(uri: str | Path, tmp_path: Path, **more: Any) -> DataInvalid:
@@ -249,7 +249,7 @@ import sys
 from pathlib import Path
 from dbserve.contracts.job import DataSpec
 from dbserve.datasets import inspect
-inspect(DataSpec(uri={str(shards)!r}), cache_dir=Path({str(tmp_path)!r}))
+inspect(DataSpec(uri={str(shards)!r}), modality="images", cache_dir=Path({str(tmp_path)!r}))
 heavy = {{"torch", "PIL", "sklearn"}} & set(sys.modules)
 sys.exit(" ".join(heavy) or 0)
 """
