@@ -1,11 +1,12 @@
 """The networks: protocol.py and one file per architecture."""
 
+from workers.models.dit import DIT
 from workers.models.protocol import Architecture, Classifier, Loss
 from workers.models.vit import VIT
 
 __all__ = ["ARCHITECTURES", "Architecture", "Classifier", "Loss", "architecture"]
 
-ARCHITECTURES: dict[str, Architecture] = {network.kind: network for network in (VIT,)}
+ARCHITECTURES: dict[str, Architecture] = {network.kind: network for network in (VIT, DIT)}
 
 
 def architecture(kind: str) -> Architecture:
