@@ -24,7 +24,17 @@ from dbserve.report.numbers import (
 
 KINDS = ("parameters", "gradients", "optimizer", "activations")
 MOST_ROWS = 16  # beyond it, tasks of one size share a bar and full tables are folded
-_GROUPS = {"trunk": "Trunk", "block": "Blocks", "end_to_end": "End-to-end", "shallow": "Shallow ensemble"}
+_GROUPS = {
+    "trunk": "Trunk",
+    "block": "Blocks",
+    "end_to_end": "End-to-end",
+    "shallow": "Shallow ensemble",
+    "shallow_long": "Shallow, longer",
+    "data_parallel": "Data-parallel",
+}
+_LABELS = {"end_to_end": "end-to-end", "shallow_long": "shallow, longer", "data_parallel": "data-parallel"}
+_SHALLOW_ALONE = "Shallow network"
+_OPTIONAL = ("workers", "learning rate")  # columns that stand where the tasks differ
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,12 @@ class MemoryTable:
 
 @dataclass(frozen=True)
 class CostTable:
+    """`headings` are those of `tasks`; `common` says what all tasks share and no column repeats."""
+
     sums: tuple[TextRow, ...]  # of tasks of one kind
+    headings: tuple[str, ...]
     tasks: tuple[TextRow, ...]
+    common: str
 
 
 def task_kind(task: str) -> str:
@@ -64,7 +78,7 @@ def task_kind(task: str) -> str:
 
 
 def task_label(task: str) -> str:
-    return "end-to-end" if task == "end_to_end" else re.sub(r"-(\d+)$", r" \1", task)
+    return _LABELS.get(task) or re.sub(r"-(\d+)$", r" \1", task)
 
 
 def measured_total(measured: MemoryBytes | None) -> int | None:
@@ -102,7 +116,20 @@ def cost_table(report: Report) -> CostTable:
     baseline = next((row for row in report.cost if row.task == "end_to_end"), None)
     kinds = list(dict.fromkeys(task_kind(row.task) for row in report.cost))
     sums = tuple(_sum(kind, [row for row in report.cost if task_kind(row.task) == kind], baseline) for kind in kinds)
-    return CostTable(sums, tuple(_cost(row) for row in report.cost))
+    rates = {row.learning_rate for row in report.cost}
+    extra = [
+        *(["learning rate"] if len(rates) > 1 else []),
+        *(["workers"] if any(row.workers != 1 for row in report.cost) else []),
+    ]
+    rate_of_all = next(iter(rates)) if len(rates) == 1 else None
+    common = "" if rate_of_all is None else f"Every task was trained at a peak learning rate of {short(rate_of_all)}."
+    columns = [_columns(row) for row in report.cost]
+    headings = tuple(name for name in columns[0] if name not in _OPTIONAL or name in extra) if columns else ()
+    tasks = tuple(
+        TextRow(task_label(row.task), tuple(column[name] for name in headings))
+        for row, column in zip(report.cost, columns, strict=True)
+    )
+    return CostTable(sums, headings, tasks, common)
 
 
 def loss_groups(report: Report) -> list[tuple[str, str, list[LossCurve]]]:
@@ -166,7 +193,7 @@ def _sum(kind: str, rows: Sequence[CostRow], baseline: CostRow | None) -> TextRo
     sizes = [row.bytes_per_worker for row in rows if row.bytes_per_worker is not None]
     against = evaluations / baseline.layer_evaluations if baseline and baseline.layer_evaluations else None
     return TextRow(
-        _GROUPS.get(kind, kind),
+        _SHALLOW_ALONE if kind == "shallow" and len(rows) == 1 else _GROUPS.get(kind, kind),
         (
             count(len(rows)),
             count(evaluations),
@@ -178,20 +205,20 @@ def _sum(kind: str, rows: Sequence[CostRow], baseline: CostRow | None) -> TextRo
     )
 
 
-def _cost(row: CostRow) -> TextRow:
-    return TextRow(
-        task_label(row.task),
-        (
-            count(row.layers),
-            count(row.steps),
-            count(row.batch_size),
-            count(row.layer_evaluations),
-            duration(row.wall_seconds),
-            duration(row.step_seconds_mean),
-            rate(row.samples_per_second),
-            percent(row.data_wait_share),
-            byte_size(row.bytes_per_worker),
-            count(row.attempts),
-            row.node or MISSING,
-        ),
-    )
+def _columns(row: CostRow) -> dict[str, str]:
+    """Every figure of a task by the heading of its column, in their order."""
+    return {
+        "layers": count(row.layers),
+        "steps": count(row.steps),
+        "batch": count(row.batch_size),
+        "workers": count(row.workers),
+        "learning rate": MISSING if row.learning_rate is None else short(row.learning_rate),
+        "layer evaluations": count(row.layer_evaluations),
+        "wall": duration(row.wall_seconds),
+        "per step": duration(row.step_seconds_mean),
+        "samples": rate(row.samples_per_second),
+        "waiting for data": percent(row.data_wait_share),
+        "memory": byte_size(row.bytes_per_worker),
+        "attempts": count(row.attempts),
+        "node": row.node or MISSING,
+    }

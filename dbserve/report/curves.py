@@ -40,8 +40,13 @@ class LossChart:
     last_step: int
 
 
-def loss_chart(groups: Sequence[tuple[str, str, Sequence[LossCurve]]], classes: int) -> LossChart | None:
-    """Panels for (title, kind, curves), on one scale. None where no curve has a point that can be drawn."""
+def loss_chart(
+    groups: Sequence[tuple[str, str, Sequence[LossCurve]]], classes: int | None, unit: str = "nats"
+) -> LossChart | None:
+    """Panels for (title, kind, curves), on one scale. None where no curve has a point that can be drawn.
+
+    `classes` is None where a guess has no loss worth a line.
+    """
     drawn = [(title, kind, [thinned(drawable(curve)) for curve in curves]) for title, kind, curves in groups]
     drawn = [(title, kind, [points for points in curves if points]) for title, kind, curves in drawn]
     drawn = [group for group in drawn if group[2]]
@@ -61,11 +66,11 @@ def loss_chart(groups: Sequence[tuple[str, str, Sequence[LossCurve]]], classes: 
             paths=tuple(path(points) for points in curves),
             last=_last(curves),
             trend=_trend(curves),
-            description=_description(title, curves),
+            description=_description(title, curves, unit),
         )
         for title, kind, curves in drawn
     )
-    chance = math.log(classes) if classes > 1 else 0.0
+    chance = math.log(classes) if classes is not None and classes > 1 else 0.0
     return LossChart(
         panels=panels,
         levels=tuple(Level(_height(loss, low, high), significant(loss, 1)) for loss in log_ticks(low, high, 4)),
@@ -139,8 +144,9 @@ def _trend(curves: Sequence[Sequence[LossPoint]]) -> str:
     return f"{'+' if change > 0 else MINUS if change < 0 else '±'}{abs(change)}\u202f%"
 
 
-def _description(title: str, curves: Sequence[Sequence[LossPoint]]) -> str:
+def _description(title: str, curves: Sequence[Sequence[LossPoint]], unit: str) -> str:
     first = sum(points[0].loss for points in curves) / len(curves)
     final = sum(points[-1].loss for points in curves) / len(curves)
     step = max(points[-1].step for points in curves)
-    return f"{title}: training loss from {significant(first, 2)} to {significant(final, 2)} nats in {step} steps"
+    end = f"{significant(final, 2)} {unit}".rstrip()
+    return f"{title}: training loss from {significant(first, 2)} to {end} in {step} steps"

@@ -60,6 +60,14 @@ def points(difference: float | None, digits: int = 1) -> str:
     return f"{sign}{text}{_GAP}pp"
 
 
+def decimal(value: float | None, digits: int) -> str:
+    """`digits` decimals, with a narrow gap between thousands."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = f"{abs(value):.{digits}f}"
+    return (MINUS if value < 0 and float(text) else "") + _grouped(text)
+
+
 def error_digits(error: float) -> int:
     """Decimals, in percent, that a standard error leaves meaningful: two below 0.1 pp, else one."""
     return 2 if 0 < error < 0.001 else 1

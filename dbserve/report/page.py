@@ -2,12 +2,14 @@
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dbserve.contracts.report import Report
+from dbserve.contracts.report import Comparison, Quality, Report
+from dbserve.report.comparison import block_headings, block_how, block_table, comparison_table, noise_name
 from dbserve.report.costs import KINDS, MOST_ROWS, TextRow, cost_table, loss_groups, memory_table
 from dbserve.report.curves import loss_chart
 from dbserve.report.diagnosis import chain, handoffs, image_use, intervals
 from dbserve.report.numbers import count, duration, percent, significant
 from dbserve.report.quality import quality_table
+from dbserve.report.samples import shown_samples
 from dbserve.report.verdict import RULES, validation_note, verdict
 
 _ENVIRONMENT = Environment(
@@ -21,30 +23,54 @@ _ENVIRONMENT = Environment(
 
 def render(report: Report) -> str:
     """The page. Every text of the report is escaped; figures that are missing or not finite are named as such."""
+    quality = report.quality
     return _ENVIRONMENT.get_template("report.html.j2").render(
         report=report,
         verdict=verdict(report),
-        quality=quality_table(report),
+        **(_classification(report, quality) if isinstance(quality, Quality) else _comparison(report, quality)),
         memory=memory_table(report),
         memory_kinds=KINDS,
         memory_ratio=_memory_ratio(report),
-        loss=loss_chart(loss_groups(report), report.classes),
         cost=cost_table(report),
-        intervals=intervals(report),
-        image_use=image_use(report),
-        handoffs=handoffs(report),
-        chain=chain(report),
         provenance=provenance(report),
         summary=_summary(report),
         many_rows=MOST_ROWS,
         dense=report.blocks > MOST_ROWS,
-        swap="" if report.swap_accuracy is None else percent(report.swap_accuracy),
     )
+
+
+def _classification(report: Report, quality: Quality) -> dict[str, object]:
+    return {
+        "quality": quality_table(report, quality),
+        "intervals": intervals(report),
+        "image_use": image_use(report),
+        "handoffs": handoffs(report),
+        "chain": chain(report),
+        "swap": "" if report.swap_accuracy is None else percent(report.swap_accuracy),
+        "loss": loss_chart(loss_groups(report), report.classes),
+        "loss_words": "In nats",
+    }
+
+
+def _comparison(report: Report, comparison: Comparison) -> dict[str, object]:
+    squares = comparison.family == "generation"
+    return {
+        "quality": None,
+        "comparison": comparison_table(comparison),
+        "noise": noise_name(report),
+        "blocks": block_table(report, comparison),
+        "block_headings": block_headings(report, comparison),
+        "block_how": block_how(report, comparison),
+        "samples": shown_samples(comparison),
+        "loss": loss_chart(loss_groups(report), None, "" if squares else "nats"),
+        "loss_words": "Weighted squared error of the denoised image, without a unit" if squares else "In nats",
+    }
 
 
 def provenance(report: Report) -> tuple[TextRow, ...]:
     """All that is needed to tell this run from another."""
-    chosen = validation_note(report, report.decode)
+    rule = report.decode
+    chosen = () if rule is None else tuple(filter(None, (RULES[rule], validation_note(report, rule))))
     rows = [
         ("Job", (f"{report.job_name}", report.job_id)),
         ("Model", (report.model_id,)),
@@ -59,11 +85,11 @@ def provenance(report: Report) -> tuple[TextRow, ...]:
                 f"{count(report.test_rows)} test",
             ),
         ),
-        ("Classes", (count(report.classes),)),
+        *([("Classes", (count(report.classes),))] if report.classes is not None else []),
         ("Architecture", (report.architecture, f"{report.depth} layers in {report.blocks} blocks")),
         ("Steps", (f"{count(report.steps_per_task)} per task", f"{count(report.trunk_steps)} of a shared trunk")),
         ("Seed", (str(report.seed),)),
-        ("Decode rule", tuple(part for part in (RULES[report.decode], chosen) if part)),
+        *([("Decode rule", chosen)] if chosen else []),
         ("Hardware", (report.hardware,)),
         ("Versions", tuple(f"{name} {version}" for name, version in sorted(report.versions.items()))),
     ]

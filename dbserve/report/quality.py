@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from dbserve.contracts.report import DecodeRule, Report, Score, ShallowSingle
+from dbserve.contracts.report import DecodeRule, Quality, Report, Score, ShallowSingle
 from dbserve.report.charts import Axis, Whisker, share_axis, whisker
 from dbserve.report.numbers import count, error_digits, is_number, percent, points, with_error
-from dbserve.report.verdict import RULES, nats, validation_note
+from dbserve.report.verdict import RULES, decode_of, nats, validation_note
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class QualityTable:
     axis: Axis
     rows: tuple[QualityRow, ...]
     reference: float | None  # where end-to-end lies, per cent
+    left_out: tuple[str, ...]  # baselines nobody must run, and nobody ran
 
 
-def quality_table(report: Report) -> QualityTable:
-    quality = report.quality
+def quality_table(report: Report, quality: Quality) -> QualityTable:
     ensemble = f"{report.blocks} networks of a block's depth, averaged"
     named: list[tuple[str, str, Score | None, DecodeRule | None]] = [
         (RULES["chain"], "every block once, in turn", quality.chain, "chain"),
@@ -45,20 +45,35 @@ def quality_table(report: Report) -> QualityTable:
         ("Shallow ensemble", ensemble, quality.shallow_ensemble, None),
         ("One shallow network", "what end-to-end fits into one worker", quality.shallow_single, None),
     ]
+    longer = f"a block's depth, {report.blocks} times the steps"
+    workers = f"{report.depth} layers on {report.blocks} workers, gradients shared at every step"
+    extra = [
+        ("One shallow network, longer", longer, quality.shallow_long, None),
+        ("Data-parallel", workers, quality.data_parallel, None),
+    ]
+    named += [row for row in extra if row[2] is not None]
     scores = [score for _, _, score, _ in named if score is not None]
     axis = share_axis(_extremes(scores))
-    rows = tuple(_row(report, name, note, score, rule, axis) for name, note, score, rule in named)
-    end_to_end = quality.end_to_end
-    return QualityTable(axis, rows, None if end_to_end is None else axis.place(end_to_end.accuracy))
+    baseline = quality.end_to_end
+    rows = tuple(_row(report, baseline, name, note, score, rule, axis) for name, note, score, rule in named)
+    left_out = tuple(name for name, _, score, _ in extra if score is None)
+    return QualityTable(axis, rows, None if baseline is None else axis.place(baseline.accuracy), left_out)
 
 
-def _row(report: Report, name: str, note: str, score: Score | None, rule: DecodeRule | None, axis: Axis) -> QualityRow:
+def _row(
+    report: Report,
+    baseline: Score | None,
+    name: str,
+    note: str,
+    score: Score | None,
+    rule: DecodeRule | None,
+    axis: Axis,
+) -> QualityRow:
     ours = rule is not None
     if rule is not None:
         note = "; ".join(part for part in (note, validation_note(report, rule)) if part)
     if score is None:
         return QualityRow(name, note, ours, False, None, None)
-    baseline = report.quality.end_to_end
     difference = "" if baseline is None else points(score.accuracy - baseline.accuracy, _digits(score))
     cells = (
         with_error(score.accuracy, score.standard_error),
@@ -70,7 +85,7 @@ def _row(report: Report, name: str, note: str, score: Score | None, rule: Decode
     members = tuple(axis.place(member) for member in score.members) if isinstance(score, ShallowSingle) else ()
     description = f"{name}: {with_error(score.accuracy, score.standard_error)}"
     mark = whisker(axis, score.accuracy, score.standard_error)
-    return QualityRow(name, note, ours, rule == report.decode, cells, mark, members, description)
+    return QualityRow(name, note, ours, rule == decode_of(report), cells, mark, members, description)
 
 
 def _digits(score: Score) -> int:

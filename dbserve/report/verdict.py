@@ -2,11 +2,20 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-from dbserve.contracts.report import DecodeRule, Report, Score
+from dbserve.contracts.report import Comparison, DecodeRule, Quality, Report, Score
+from dbserve.report.contest import contest_verdict
+from dbserve.report.headline import (
+    SETTLED_AT,
+    Figure,
+    Outcome,
+    Verdict,
+    blocks_in_words,
+    joined,
+    memory_figure,
+    memory_sentence,
+)
 from dbserve.report.numbers import (
-    MISSING,
     NOT_RUN,
     count,
     error_digits,
@@ -18,8 +27,6 @@ from dbserve.report.numbers import (
     with_error,
 )
 
-Outcome = Literal["ahead", "behind", "even", "not run"]
-
 RULES: dict[DecodeRule, str] = {
     "chain": "Chain",
     "product_of_experts": "Product of experts",
@@ -30,11 +37,10 @@ _RULE_WORDS: dict[DecodeRule, str] = {
     "product_of_experts": "answering as a product of experts",
     "first_block": "answered for by the first one alone",
 }
-_SETTLED_AT = 2.0  # standard errors of a difference
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Difference:
     """One accuracy against another. `error` is the standard error of the difference of two independent scores."""
 
     difference: float
@@ -42,23 +48,7 @@ class Comparison:
     outcome: Outcome
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One number of the headline with what it means."""
-
-    label: str
-    value: str
-    note: str
-    outcome: Outcome | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    sentences: tuple[str, ...]
-    figures: tuple[Figure, ...]
-
-
-def compare(ours: Score, theirs: Score) -> Comparison:
+def compare(ours: Score, theirs: Score) -> Difference:
     """Even within two standard errors of the difference.
 
     The errors are taken as independent. Both answered the same rows, so the true error is usually smaller: an "ahead"
@@ -66,50 +56,53 @@ def compare(ours: Score, theirs: Score) -> Comparison:
     """
     difference = ours.accuracy - theirs.accuracy
     error = math.hypot(ours.standard_error, theirs.standard_error)
-    if not is_number(error) or abs(difference) <= _SETTLED_AT * error or difference == 0:
-        return Comparison(difference, error, "even")
-    return Comparison(difference, error, "ahead" if difference > 0 else "behind")
-
-
-def chosen(report: Report) -> Score:
-    """The score of the decode rule that the validation rows chose."""
-    match report.decode:
-        case "chain":
-            return report.quality.chain
-        case "product_of_experts":
-            return report.quality.product_of_experts
-        case "first_block":
-            return report.quality.first_block
+    if not is_number(error) or abs(difference) <= SETTLED_AT * error or difference == 0:
+        return Difference(difference, error, "even")
+    return Difference(difference, error, "ahead" if difference > 0 else "behind")
 
 
 def verdict(report: Report) -> Verdict:
-    ours = chosen(report)
-    quality = report.quality
-    blocks = "one block" if report.blocks == 1 else f"{in_words(report.blocks)} blocks"
+    if isinstance(report.quality, Comparison):
+        return contest_verdict(report, report.quality)
+    return _classified(report, report.quality)
+
+
+def decode_of(report: Report) -> DecodeRule:
+    """The rule that the validation rows chose; the chain where a report names none."""
+    return report.decode or "chain"
+
+
+def chosen(report: Report, quality: Quality) -> Score:
+    """The score of the decode rule that the validation rows chose."""
+    match decode_of(report):
+        case "chain":
+            return quality.chain
+        case "product_of_experts":
+            return quality.product_of_experts
+        case "first_block":
+            return quality.first_block
+
+
+def _classified(report: Report, quality: Quality) -> Verdict:
+    ours = chosen(report, quality)
+    blocks = in_words(report.blocks)
     rivals = [
-        (score, name)
-        for score, name in (
-            (quality.end_to_end, "the same network trained end-to-end"),
-            (quality.shallow_ensemble, f"an ensemble of {in_words(report.blocks)} shallow networks"),
-        )
-        if score is not None
+        (quality.end_to_end, "the same network trained end-to-end"),
+        (quality.shallow_ensemble, f"an ensemble of {blocks} shallow networks"),
+        (quality.shallow_long, f"one shallow network trained {blocks} times as long"),
+        (quality.data_parallel, "the same network trained data-parallel"),
     ]
+    phrases = [_phrase(compare(ours, score), name) for score, name in rivals if score is not None]
     first = (
-        f"{blocks[0].upper()}{blocks[1:]}, trained apart and {_RULE_WORDS[report.decode]}, got "
+        f"{blocks_in_words(report)}, trained apart and {_RULE_WORDS[decode_of(report)]}, got "
         f"{with_error(ours.accuracy, ours.standard_error)} of {count(report.test_rows)} test images right."
     )
-    if rivals:
-        phrases = [_phrase(compare(ours, score), name) for score, name in rivals]
-        second = "That is " + ", and ".join(phrases) + "."
-    else:
-        second = "No baseline was trained, so nothing here says whether that is good."
-    kind = "" if report.memory.ratio_kind == "measured" else ", by prediction"
-    third = f"Training one block takes {_share(report.memory.ratio)} of the memory of training end-to-end{kind}."
-    sentences = (first, second, third) if is_number(report.memory.ratio) else (first, second)
-    return Verdict(sentences, _figures(report, ours))
+    nobody = "No baseline was trained, so nothing here says whether that is good."
+    second = f"That is {joined(phrases)}." if phrases else nobody
+    return Verdict((first, second, *memory_sentence(report)), _figures(report, quality, ours))
 
 
-def _phrase(comparison: Comparison, name: str) -> str:
+def _phrase(comparison: Difference, name: str) -> str:
     if comparison.difference == 0:
         return f"level with {name}"
     digits = error_digits(comparison.error)
@@ -118,23 +111,17 @@ def _phrase(comparison: Comparison, name: str) -> str:
     return f"{amount} (too close to call)" if comparison.outcome == "even" else amount
 
 
-def _figures(report: Report, ours: Score) -> tuple[Figure, ...]:
-    memory = report.memory
-    predicted = f"{_share(memory.ratio_predicted)} predicted"
+def _figures(report: Report, quality: Quality, ours: Score) -> tuple[Figure, ...]:
+    digits = error_digits(ours.standard_error)
     return (
         Figure(
             "Test accuracy",
-            percent(ours.accuracy, error_digits(ours.standard_error)),
-            f"± {points(ours.standard_error, error_digits(ours.standard_error)).lstrip('+')} standard error, "
-            f"{RULES[report.decode].lower()}",
+            percent(ours.accuracy, digits),
+            f"± {points(ours.standard_error, digits).lstrip('+')} standard error, {RULES[decode_of(report)].lower()}",
         ),
-        _against("Against end-to-end", ours, report.quality.end_to_end),
-        _against("Against the shallow ensemble", ours, report.quality.shallow_ensemble),
-        Figure(
-            "Memory of one block",
-            _share(memory.ratio),
-            f"of end-to-end, measured; {predicted}" if memory.ratio_kind == "measured" else "of end-to-end, predicted",
-        ),
+        _against("Against end-to-end", ours, quality.end_to_end),
+        _against("Against the shallow ensemble", ours, quality.shallow_ensemble),
+        memory_figure(report),
     )
 
 
@@ -151,10 +138,6 @@ def _against(label: str, ours: Score, theirs: Score | None) -> Figure:
     error = f" ± {points(comparison.error, digits).lstrip('+')}" if is_number(comparison.error) else ""
     value = points(comparison.difference, digits)
     return Figure(label, value, f"{error.strip()}; {notes[comparison.outcome]}".lstrip("; "), comparison.outcome)
-
-
-def _share(ratio: float) -> str:
-    return percent(ratio, 1 if is_number(ratio) and ratio < 0.1 else 0) if is_number(ratio) else MISSING
 
 
 def validation_note(report: Report, rule: DecodeRule) -> str:
