@@ -179,14 +179,14 @@ def _span(layers: tuple[int, int]) -> str:
 
 
 def _network(snapshot: JobSnapshot, task: TaskPlan) -> tuple[tuple[int, int], MemoryPlan | None]:
-    """Layers and predicted memory; a trunk is a block's twin, and is predicted nowhere."""
+    """Layers and predicted memory (of one worker of several); a trunk is a block's twin, and is predicted nowhere."""
     plan = snapshot.plan
     match task.kind:
         case TaskKind.BLOCK:
             return plan.blocks[task.index].layers, plan.blocks[task.index].memory
-        case TaskKind.END_TO_END:
+        case TaskKind.END_TO_END | TaskKind.DATA_PARALLEL:
             return plan.end_to_end.layers, plan.end_to_end.memory
-        case TaskKind.SHALLOW:
+        case TaskKind.SHALLOW | TaskKind.SHALLOW_LONG:
             return plan.shallow.layers, plan.shallow.memory
         case _:
             return plan.shallow.layers, None

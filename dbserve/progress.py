@@ -27,9 +27,9 @@ def eta_seconds(snapshot: JobSnapshot) -> float | None:
     """Seconds until all training has ended, by Graham's bound for a list of tasks on as many workers as run now.
 
     Every unfinished task takes (remaining steps) / (steps per second), where steps per second = samples_per_second /
-    batch_size of its own current attempt; a task that has not told its speed is taken to be as fast as the running
-    tasks, layer for layer. The answer is the larger of the longest task and the sum over the tasks that run now. It is
-    too long while a trunk runs alone, and leaves out start-up, assembly and evaluation (seconds, usually).
+    (batch_size x workers) of its own current attempt; a task that has not told its speed is taken to be as fast as the
+    running tasks, layer for layer. The answer is the larger of the longest task and the sum over the tasks that run
+    now. It is too long while a trunk runs alone, and leaves out start-up, assembly and evaluation (seconds, usually).
     None: no running task has told its speed yet, or the job ended without success.
     """
     if snapshot.status in TERMINAL_JOB:
@@ -75,14 +75,14 @@ def _steps_per_second(snapshot: JobSnapshot, name: str) -> float | None:
     progress = snapshot.progress.get(name)
     if progress is None or not progress.samples_per_second or snapshot.tasks[name].state is not TaskState.RUNNING:
         return None
-    return progress.samples_per_second / snapshot.spec.training.batch_size
+    return progress.samples_per_second / (snapshot.spec.training.batch_size * snapshot.plan.task(name).workers)
 
 
 def _layers(snapshot: JobSnapshot, task: TaskPlan) -> int:
     match task.kind:
         case TaskKind.BLOCK:
             start, stop = snapshot.plan.blocks[task.index].layers
-        case TaskKind.END_TO_END:
+        case TaskKind.END_TO_END | TaskKind.DATA_PARALLEL:
             start, stop = snapshot.plan.end_to_end.layers
         case _:
             start, stop = snapshot.plan.shallow.layers

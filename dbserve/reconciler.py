@@ -16,7 +16,7 @@ from typing import Protocol
 from dbserve.artefacts import job_directory
 from dbserve.contracts.cluster import Capacity, Resources
 from dbserve.contracts.job import ResourcesSpec
-from dbserve.contracts.plan import TaskKind
+from dbserve.contracts.plan import TaskKind, TaskPlan
 from dbserve.contracts.snapshot import JobSnapshot
 from dbserve.contracts.status import (
     HELD,
@@ -91,11 +91,11 @@ class Note:
 Action = Launch | Stop | GiveUp | Note
 
 
-def task_resources(kind: TaskKind, spec: ResourcesSpec) -> Resources:
-    """Assembly only copies files; every other task holds what the job asks for."""
-    if kind is TaskKind.ASSEMBLY:
+def task_resources(task: TaskPlan, spec: ResourcesSpec) -> Resources:
+    """Assembly only copies files; every other task holds what the job asks for, for each of its workers."""
+    if task.kind is TaskKind.ASSEMBLY:
         return Resources(min(1.0, spec.cpus_per_block), 0.0)
-    return Resources(spec.cpus_per_block, spec.gpus_per_block)
+    return Resources(task.workers * spec.cpus_per_block, task.workers * spec.gpus_per_block)
 
 
 def decide(
@@ -115,7 +115,7 @@ def decide(
     for job in jobs:
         for task in job.tasks.values():
             if task.state in HELD or (task.state is TaskState.CANCELLING and task.run in alive):
-                free = free.minus(task_resources(task.kind, job.spec.resources))
+                free = free.minus(task_resources(job.plan.task(task.run.task), job.spec.resources))
     for job in sorted(jobs, key=lambda job: job.record.id):
         for task in job.tasks.values():
             if task.state is TaskState.CANCELLING and task.run not in alive:
@@ -127,7 +127,7 @@ def decide(
             elif (need := broken_need(task, job.tasks)) is not None:
                 yield Note(Abandoned(run=task.run, at=now, message=f"{need} did not succeed"))
             elif can_start(task, job.tasks, now):
-                resources = task_resources(task.kind, job.spec.resources)
+                resources = task_resources(job.plan.task(task.run.task), job.spec.resources)
                 if (why := _can_never_fit(resources, capacity)) is not None:
                     if task.message != why:
                         yield Note(Held(run=task.run, at=now, reason=Reason.UNSCHEDULABLE, message=why))
@@ -162,7 +162,7 @@ def ask_again(jobs: Sequence[JobSnapshot], alive: AbstractSet[Run]) -> Iterator[
     for job in jobs:
         for task in job.tasks.values():
             if task.state is TaskState.LAUNCHED and task.run in alive:
-                yield Launch(task.run, task_resources(task.kind, job.spec.resources))
+                yield Launch(task.run, task_resources(job.plan.task(task.run.task), job.spec.resources))
 
 
 class Reconciler:

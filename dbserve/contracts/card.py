@@ -75,7 +75,9 @@ class ArchitectureCard(BaseModel, frozen=True):
     rules: tuple[OptionRule, ...]
     definitions: tuple[tuple[str, str], ...]
     code_dim: str
-    code_norm: str | None = None  # length of a target code; None: there are no codes, so no information of them either
+    code_norm: str | None = None  # length of right-angled codes as far apart as the target codes; None: no codes
     noise: NoiseDefaults
     denoiser: Footprint
     baseline: Footprint
+    # Layers that a pass of the end-to-end network runs: more than there are where some run several times.
+    end_to_end_layers: str = "layers"

@@ -11,6 +11,7 @@ from dbserve.contracts.job import JobSpec, TrainingSpec
 from dbserve.contracts.plan import BlockPlan, Contract, DataFacts, JobPlan, TaskKind
 from dbserve.errors import ConfigInvalid, DataInvalid
 from dbserve.formula import Value
+from dbserve.planner.budget import cut_by_bytes
 from dbserve.planner.cautions import cautions
 from dbserve.planner.cut import check_subset, cut_layers, largest
 from dbserve.planner.levels import Levels, levels_of
@@ -27,14 +28,18 @@ def plan_job(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> JobPlan
     depth = cast(int, options["depth"])
     training = _trained_as(spec, card)
     names = _names(spec, options, facts)
-    cut = cut_layers(spec.blocks, depth=depth)
+    if (limit := spec.blocks.max_bytes_per_worker) is not None:
+        cut = cut_by_bytes(limit, card, names, training, depth=depth)
+    else:
+        cut = cut_layers(spec.blocks, depth=depth)
     check_subset(spec.blocks, cut)
     sizes = Sizes(card, {**names, "blocks": len(cut)}, training)
     overlap = card.recipe.overlap if spec.blocks.overlap is None else spec.blocks.overlap
     levels = levels_of(spec, sizes, depth=depth, count=len(cut), overlap=overlap)
     contract = _contract(spec, facts, sizes, options, cut, levels)
     blocks = tuple(_block(sizes, contract, levels, index) for index in range(len(cut)))
-    end_to_end = sizes.network(card.baseline, (0, depth))
+    run_through = int(sizes.number(card.end_to_end_layers, layers=depth))
+    end_to_end = sizes.network(card.baseline, (0, run_through))
     shallow = sizes.network(card.baseline, (0, largest(cut)))
     tasks = tuple(tasks_of(spec, len(cut)))
     together = sum(task.kind is TaskKind.BLOCK for task in tasks)

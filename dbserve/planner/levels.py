@@ -3,18 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 from dbserve.cards import Sizes
 from dbserve.contracts.job import JobSpec, NoiseSpec, Partition
 from dbserve.errors import ConfigInvalid
 from dbserve.formula import FormulaError
+from workers.method.information import equal_information_edges
 from workers.method.partition import (
     equal_mass_edges,
+    interval_mass,
     log_uniform_edges,
     masking_edges,
     masking_training_interval,
     training_interval,
 )
+
+LEAST_MASS = 1e-12  # of an interval: below it floats cannot draw from the log-normal cut to it
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,13 @@ def _gaussian(spec: JobSpec, sizes: Sizes, partition: Partition, *, depth: int, 
                 edges = equal_mass_edges(count, p_mean=p_mean, p_std=p_std, sigma_min=low, sigma_max=high)
     except ValueError as error:
         raise ConfigInvalid(str(error), pointer) from error
+    for block, (upper, lower) in enumerate(pairwise(edges)):
+        if interval_mass(lower, upper, p_mean=p_mean, p_std=p_std) < LEAST_MASS:
+            raise ConfigInvalid(
+                f"the log-normal with p_mean={p_mean:g}, p_std={p_std:g} has no mass in block {block}'s interval "
+                f"[{lower:.4g}, {upper:.4g}]",
+                f"/blocks/edges/{block + 1}" if partition == "explicit" else pointer,
+            )
     intervals = tuple(training_interval(edges, block, overlap) for block in range(count))
     return Levels(p_mean, p_std, edges[-1], edges[0], edges, intervals)
 
@@ -127,4 +139,15 @@ def _explicit(spec: JobSpec, count: int) -> tuple[float, ...]:
 
 
 def _equal_information(sizes: Sizes, count: int, *, depth: int, low: float, high: float) -> tuple[float, ...]:
-    raise ConfigInvalid(f"{sizes.card.kind} has no codes whose information could be shared out", "/blocks/partition")
+    if sizes.card.code_norm is None:
+        raise ConfigInvalid(
+            f"{sizes.card.kind} has no target codes whose information could be shared out", "/blocks/partition"
+        )
+    names = sizes.names
+    return equal_information_edges(
+        count,
+        classes=cast(int, names["vocabulary"] if "vocabulary" in names else names["classes"]),
+        norm=float(sizes.number(sizes.card.code_norm, layers=depth)),
+        sigma_min=low,
+        sigma_max=high,
+    )

@@ -39,6 +39,13 @@ def equal_mass_edges(
     return tuple(edges)
 
 
+def interval_mass(low: float, high: float, *, p_mean: float, p_std: float) -> float:
+    """Probability that the log-normal of sigma lies in (low, high], counted from the tail that floats resolve."""
+    normal = NormalDist()
+    below, above = ((math.log(sigma) - p_mean) / p_std for sigma in (low, high))
+    return normal.cdf(-below) - normal.cdf(-above) if below > 0 else normal.cdf(above) - normal.cdf(below)
+
+
 def log_uniform_edges(count: int, *, sigma_min: float, sigma_max: float) -> tuple[float, ...]:
     """Edges at equal distances in ln sigma: the paper's uniform alternative (section 3.3, ablation).
 

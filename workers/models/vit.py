@@ -176,9 +176,8 @@ RULES = (
         message="patch ({patch}) must divide the image ({height} x {width_px} pixels)",
     ),
 )
-CODE_NORM = "1 if codes == 'unit_norm' else sigma_data * sqrt(code_dim)"
 NOISE = NoiseDefaults(
-    p_mean=f"ln({CODE_NORM}) + 1",
+    p_mean="ln(1 if codes == 'unit_norm' else sigma_data * sqrt(code_dim)) + 1",
     p_std="1.2",
     sigma_min="0.002",
     sigma_max="80.0",
@@ -228,7 +227,7 @@ class Vit:
             rules=RULES,
             definitions=DEFINITIONS,
             code_dim="classes - 1 if codes == 'simplex' else classes if codes == 'orthonormal' else width",
-            code_norm=CODE_NORM,
+            code_norm="1 if codes == 'unit_norm' else sigma_data * sqrt(classes)",
             noise=NOISE,
             denoiser=DENOISER,
             baseline=BASELINE,
