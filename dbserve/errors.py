@@ -149,6 +149,12 @@ class NonfiniteLoss(DbserveError):
     code = "nonfinite_loss"
 
 
+class WorkerLost(DbserveError):
+    """One of the workers that train a task together died; the others cannot go on without it."""
+
+    code = "worker_lost"
+
+
 class StoreUnavailable(DbserveError):
     """Redis does not answer."""
 

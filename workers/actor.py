@@ -31,6 +31,7 @@ from dbserve.errors import (
     StaleRun,
     StorageError,
     StoreUnavailable,
+    WorkerLost,
 )
 from dbserve.lifecycle import backoff_seconds
 from dbserve.store import JobStore
@@ -78,7 +79,8 @@ class BlockWorker:
             )
             task = await patiently(lambda: store.apply(started))
             log.info("attempt %d of %s begins", run.attempt, run.task)
-            pulse = Pulse(store, run, plan.task(run.task), spec.training.batch_size, logs)
+            node = plan.task(run.task)
+            pulse = Pulse(store, run, node, spec.training.batch_size * node.workers, logs)
             heart = asyncio.create_task(pulse.beat())
             match task.kind:
                 case kind if kind in TRAINED:
@@ -106,7 +108,7 @@ class BlockWorker:
             await store.aclose()
 
     async def _train(self, spec: JobSpec, plan: JobPlan, task: Task, pulse) -> None:
-        from workers.attempt import TrainingAttempt, use_threads
+        from workers.attempt import TrainingAttempt, prepare_process
         from workers.data import open_dataset
 
         loop = asyncio.get_running_loop()
@@ -114,7 +116,7 @@ class BlockWorker:
         attempt = TrainingAttempt(self._store, self._config.artifacts, spec, plan, task)
 
         def train() -> None:
-            use_threads(self._cpus)
+            prepare_process(self._cpus)
             data = open_dataset(plan.data, spec.data, cache_dir=self._config.cache_dir)
             attempt.run(data, pulse, loop, trunk=trunk, device=_device(self._gpus))
 
@@ -156,7 +158,7 @@ class BlockWorker:
         await patiently(lambda: self._store.results.save_model(self._run, model))
 
     async def _evaluate(self, spec: JobSpec, plan: JobPlan) -> None:
-        from workers.attempt import use_threads
+        from workers.attempt import prepare_process
         from workers.data import open_dataset
         from workers.evaluate import evaluate
         from workers.pulse import patiently
@@ -166,7 +168,7 @@ class BlockWorker:
         succeeded = [task for task in trained if task.state is TaskState.SUCCEEDED]
 
         def examine():
-            use_threads(self._cpus)
+            prepare_process(self._cpus)
             return evaluate(
                 spec,
                 plan,
@@ -235,6 +237,7 @@ def _reason(error: Exception) -> Reason:
         (CheckpointInvalid, Reason.CHECKPOINT_INVALID),
         (StorageError, Reason.STORAGE_ERROR),
         (StoreUnavailable, Reason.WORKER_LOST),
+        (WorkerLost, Reason.WORKER_LOST),
         (MemoryError, Reason.HOST_OOM),
     )
     for kind, reason in kinds:

@@ -130,7 +130,7 @@ def _take(block: BlockPlan, plan: JobPlan, source: Path, pointer: CheckpointRef 
     if manifest.step != task.steps:
         raise CheckpointInvalid(f"{source}: step is {manifest.step}, but {task.name} ends at {task.steps}")
     file = f"block-{block.index}.safetensors"
-    weights = read_tensors(source / checkpoint.WEIGHTS)
+    weights = checkpoint.answering_weights(source)
     write_tensors(building / file, weights, _metadata(plan.contract_hash, block.index, block.layers))
     return BlockEntry(
         index=block.index,

@@ -17,7 +17,8 @@ from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import Checkpointed, CheckpointRef, Task
 from dbserve.errors import CheckpointInvalid, StaleRun
 from dbserve.store import JobStore
-from workers.checkpoint import TrainingState, load, save
+from workers.allocation import keep_freed_memory
+from workers.checkpoint import TrainingState, answering_weights, load, save, verify
 from workers.data import Dataset
 from workers.pulse import Pulse, patiently
 from workers.trainer import train_block
@@ -88,8 +89,11 @@ class TrainingAttempt:
         return None
 
     def _trunk_weights(self, trunk: CheckpointRef) -> dict[str, Tensor]:
+        """What the trunk would answer with: the average where one is kept. A block's schedule starts anew, so the
+        noise of the trunk's last steps, which the average is without, would only have to be unlearnt."""
         path = self._artifacts / trunk.path
-        return load(path, contract=self._plan.contract, expect_sha256=trunk.sha256).weights
+        verify(path, contract=self._plan.contract, expect_sha256=trunk.sha256)
+        return answering_weights(path)
 
     async def _save(self, state: TrainingState) -> None:
         """Bytes first, then the pointer, which the store refuses to a stale attempt; then the old ones go."""
@@ -129,6 +133,8 @@ class TrainingAttempt:
                     shutil.rmtree(directory, ignore_errors=True)
 
 
-def use_threads(cpus: float) -> None:
-    """Gives torch as many threads as the task holds CPUs; must be called in the thread that computes."""
+def prepare_process(cpus: float) -> None:
+    """Gives torch as many threads as the task holds CPUs, and keeps freed memory; must be called in the thread that
+    computes, before it has made tensors."""
     torch.set_num_threads(max(1, int(cpus)))
+    keep_freed_memory()

@@ -2,6 +2,7 @@
 
 .../attempt-1/step-00000200/weights.safetensors    metadata: contract_hash, run, step
                            /optimizer.safetensors  the same
+                           /ema.safetensors        the same; only where averaged weights are kept
                            /summary.json           TrainingSummary
                            /manifest.json          CheckpointManifest: sha256 and size of each, the contract
 """
@@ -9,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,7 +32,16 @@ from workers.storage import (
 )
 
 WEIGHTS, OPTIMIZER, SUMMARY, MANIFEST = "weights.safetensors", "optimizer.safetensors", "summary.json", "manifest.json"
+AVERAGE = "ema.safetensors"
 _CONTENT = (WEIGHTS, OPTIMIZER, SUMMARY)
+_TENSORS = (WEIGHTS, OPTIMIZER, AVERAGE)
+
+
+class RateTrial(BaseModel, frozen=True):
+    """What a short training at one learning rate came to: the mean loss of its last quarter; None: not finite."""
+
+    rate: float
+    loss: float | None
 
 
 class TrainingSummary(BaseModel, frozen=True):
@@ -42,20 +52,26 @@ class TrainingSummary(BaseModel, frozen=True):
     data_wait_seconds: float = 0.0
     memory: MemoryBytes = MemoryBytes()
     loss: tuple[LossPoint, ...] = ()  # thinned: at most about 200
+    learning_rate: float | None = None  # peak; of a scan, the one that was kept. None: not known yet
+    scan: tuple[RateTrial, ...] = ()
+    scan_steps: int = 0  # optimizer steps of all the trials; neither in train_seconds nor in samples
+    scan_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainingState:
     """All that a resumed training needs. Random numbers are a function of (seed, task, step) and are not kept.
 
-    `weights` and `optimizer` hold CPU tensors; the optimizer's are flat: "exp_avg.<parameter>",
-    "exp_avg_sq.<parameter>", "step".
+    `weights`, `optimizer` and `average` hold CPU tensors; the optimizer's are flat: "exp_avg.<parameter>",
+    "exp_avg_sq.<parameter>", "step", of muon "momentum_buffer.<parameter>". `average`, under the names of `weights`, is
+    empty where no average is kept.
     """
 
     step: int
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     summary: TrainingSummary
+    average: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 class CheckpointManifest(BaseModel, frozen=True):
@@ -97,13 +113,15 @@ def save(directory: Path, state: TrainingState, *, contract: Contract, contract_
     with whole_directory(directory) as building:
         write_tensors(building / WEIGHTS, state.weights, metadata)
         write_tensors(building / OPTIMIZER, state.optimizer, metadata)
+        if state.average:
+            write_tensors(building / AVERAGE, state.average, metadata)
         (building / SUMMARY).write_text(state.summary.model_dump_json(), encoding="utf-8")
         manifest = CheckpointManifest(
             run=run_label,
             step=state.step,
             contract=contract,
             contract_hash=contract_hash,
-            files={name: digest(building / name) for name in _CONTENT},
+            files={path.name: digest(path) for path in sorted(building.iterdir())},
             torch=torch.__version__,
         )
         (building / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
@@ -112,8 +130,11 @@ def save(directory: Path, state: TrainingState, *, contract: Contract, contract_
 
 
 def answering_weights(directory: Path) -> dict[str, Tensor]:
-    """The weights that a finished training answers with. The checkpoint has passed verify()."""
-    return read_tensors(directory / WEIGHTS)
+    """The weights that a finished training answers with: the averaged ones where they are kept.
+
+    The checkpoint has passed verify().
+    """
+    return read_tensors(directory / (AVERAGE if (directory / AVERAGE).exists() else WEIGHTS))
 
 
 def load(directory: Path, *, contract: Contract, expect_sha256: str | None = None) -> TrainingState:
@@ -128,6 +149,7 @@ def load(directory: Path, *, contract: Contract, expect_sha256: str | None = Non
         weights=read_tensors(directory / WEIGHTS),
         optimizer=read_tensors(directory / OPTIMIZER),
         summary=read_summary(directory),
+        average=read_tensors(directory / AVERAGE) if AVERAGE in manifest.files else {},
     )
 
 
@@ -143,13 +165,16 @@ def verify(directory: Path, *, contract: Contract, expect_sha256: str | None = N
     """The manifest, once the contract and every file's bytes are found to agree with it. Raises as load() does."""
     manifest = read_manifest(directory, expect_sha256=expect_sha256)
     refuse_other_contract(manifest.contract, manifest.contract_hash, contract, str(directory))
-    if set(manifest.files) != set(_CONTENT):
+    if set(manifest.files) - {AVERAGE} != set(_CONTENT):
         raise CheckpointInvalid(f"{directory / MANIFEST}: files are {sorted(manifest.files)}, not {sorted(_CONTENT)}")
+    if AVERAGE not in manifest.files and (directory / AVERAGE).exists():
+        raise CheckpointInvalid(f"{directory / AVERAGE} is not in the manifest")
     for name, expected in manifest.files.items():
         check_digest(directory / name, expected)
     said = {"contract_hash": manifest.contract_hash, "run": manifest.run, "step": str(manifest.step)}
-    for name in (WEIGHTS, OPTIMIZER):
-        refuse_other_metadata(directory / name, said)
+    for name in _TENSORS:
+        if name in manifest.files:
+            refuse_other_metadata(directory / name, said)
     return manifest
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,40 +11,64 @@ from dbserve.contracts.status import MemoryBytes
 
 
 class SavedBytes:
-    """The bytes autograd has saved for the backward pass: each storage once, parameters and buffers left out."""
+    """The bytes kept for the backward pass: each storage once, parameters and buffers left out; besides, the most that
+    one recomputed layer saves at a time."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    def __init__(self, ours: frozenset[int]) -> None:
+        self._ours = ours  # addresses that are not counted
         self._storages: dict[int, int] = {}
+        self._at_a_time = 0
+
+    @classmethod
+    def of(cls, network: nn.Module) -> "SavedBytes":
+        own = (*network.parameters(), *network.buffers())
+        return cls(frozenset(tensor.untyped_storage().data_ptr() for tensor in own))
 
     @property
     def total(self) -> int:
-        return sum(self._storages.values())
+        return sum(self._storages.values()) + self._at_a_time
 
     def saw(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own:
+        if storage.data_ptr() not in self._ours:
             self._storages[storage.data_ptr()] = storage.nbytes()
         return tensor
+
+    def apart(self) -> "SavedBytes":
+        """A count of its own, which leaves out what is counted here already."""
+        return SavedBytes(self._ours | self._storages.keys())
+
+    def at_a_time(self, size: int) -> None:
+        """A layer that is computed anew saves so many bytes, and only one is at a time."""
+        self._at_a_time = max(self._at_a_time, size)
+
+
+@contextmanager
+def watching(saved: SavedBytes) -> Generator[None, None, None]:
+    """Counts what the forward pass inside it saves. The graph keeps every counted storage alive until its backward
+    pass, so no address is counted for two."""
+    with torch.autograd.graph.saved_tensors_hooks(saved.saw, _unchanged):
+        yield
 
 
 @contextmanager
 def counting_saved_bytes(network: nn.Module) -> Generator[SavedBytes, None, None]:
-    """Counts what the forward pass inside it saves. The graph keeps every counted storage alive until its backward
-    pass, so no address is counted for two."""
-    saved = SavedBytes(network)
-    with torch.autograd.graph.saved_tensors_hooks(saved.saw, _unchanged):
+    """What the forward pass of the network inside it saves."""
+    saved = SavedBytes.of(network)
+    with watching(saved):
         yield saved
 
 
-def measured_memory(network: nn.Module, optimizer: torch.optim.Optimizer, saved: SavedBytes) -> MemoryBytes:
-    """Bytes by kind after a whole step (gradients not yet dropped); on CUDA also what the allocator says."""
+def measured_memory(network: nn.Module, *, kept: int, saved: SavedBytes) -> MemoryBytes:
+    """Bytes by kind after a whole step (gradients not yet dropped); on CUDA also what the allocator says.
+
+    `kept` for the optimizer from step to step: its state, and the averaged weights.
+    """
     parameters = list(network.parameters())
-    state: Iterable[dict[str, Any]] = optimizer.state.values()
     kinds = {
         "parameters": _bytes(parameters),
         "gradients": _bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
-        "optimizer": _bytes(value for entry in state for value in entry.values() if isinstance(value, Tensor)),
+        "optimizer": kept,
         "activations": saved.total,
     }
     device = parameters[0].device

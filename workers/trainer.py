@@ -1,34 +1,44 @@
 """train_block(): the training of one task as a generator. No Ray, no Redis, no HTTP.
 
-Everything random (weights, order, sigma, noise, dropout, augmentation) is a function of (seed, task, step), so that a
-training resumed at any step goes on as if it had never stopped: on a CPU, bit for bit.
+Everything random (weights, order, sigma, noise, dropout, augmentation) is a function of (seed, task, step, part), so
+that a training resumed at any step goes on as if it had never stopped: on a CPU, bit for bit.
 """
 
-import hashlib
+import logging
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from dbserve.contracts.job import JobSpec
+from dbserve.contracts.job import JobSpec, TrainingSpec
 from dbserve.contracts.plan import JobPlan, TaskKind, TaskPlan
 from dbserve.contracts.status import MemoryBytes
-from workers.checkpoint import TrainingState, TrainingSummary
+from workers.checkpoint import RateTrial, TrainingState, TrainingSummary
+from workers.compilation import compile_network
 from workers.data import Batch, Dataset, batches
-from workers.memory import counting_saved_bytes, measured_memory
+from workers.group import Alone, Workers
 from workers.models import Architecture, Loss, architecture
-from workers.optimizer import adamw, flat_state, learning_rate, restore_state
+from workers.optimizer import learning_rate
+from workers.parallel import leading
 from workers.progress import Progress
+from workers.rate_scan import RATES, best_rate, outcome, trial_of
+from workers.recompute import Recomputed
+from workers.seeds import seed_torch
+from workers.step import Stepper, rows_of, weights_of
+
+log = logging.getLogger("dbserve.worker")
 
 CUDA_REPORT_STEPS = 20  # a report reads the loss, which waits for the GPU; a CPU reports every step
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """How far a task is. `loss` and seconds are means over the steps since the previous report."""
+    """How far a task is. `loss` (of all its workers) and seconds are means over the steps since the previous report."""
 
     step: int  # optimizer steps done, 1-based
     total: int
@@ -55,47 +65,64 @@ def train_block(
     """Trains a trunk, a block, or a baseline from `state`, else from `initial_weights` (a trunk's), else afresh.
 
     Reports every step on a CPU; on CUDA every CUDA_REPORT_STEPS, at every step a checkpoint is due, and the last one.
-    Yields nothing when `state` is already at the last step. Raises NonfiniteLoss naming task and step.
+    Yields nothing when `state` is already at the last step. A task of several workers starts the others as processes
+    of its own, which end with it.
+
+    Raises:
+        NonfiniteLoss: naming task and step.
+        ConfigInvalid: the worker lacks what the training asks for (a compiler, muon, a GPU for every worker).
+        WorkerLost: one of the task's other workers died, naming its rank.
     """
     device = torch.device(device)
-    seed = spec.training.seed
-    network = build_network(spec, plan, task).to(device).train()
-    optimizer = adamw(network, spec.training)
-    start, summary = 0, TrainingSummary()
-    if state is not None:
-        network.load_state_dict(state.weights)
-        restore_state(network, optimizer, state.optimizer)
-        start, summary = state.step, state.summary
-    elif initial_weights is not None:
-        network.load_state_dict(initial_weights)
+    if task.workers == 1:
+        yield from training(spec, plan, task, data, state, initial_weights, device, Alone())
+        return
+    with leading(spec, plan, task, data, state, initial_weights, device) as workers:
+        yield from training(spec, plan, task, data, state, initial_weights, device, workers)
 
-    step_of = _Stepper(spec, network, optimizer, loss_of(plan, task, network))
+
+def training(
+    spec: JobSpec,
+    plan: JobPlan,
+    task: TaskPlan,
+    data: Dataset,
+    state: TrainingState | None,
+    initial_weights: dict[str, Tensor] | None,
+    device: torch.device,
+    workers: Workers,
+) -> Generator[StepReport, None, None]:
+    """train_block() as one of the task's workers. All of them report the same losses; rank 0's states count."""
+    network = build_network(spec, plan, task)
+    if state is None and initial_weights is not None:
+        network.load_state_dict(initial_weights)
+    network = network.to(device).train()
+    recomputed = Recomputed(network) if plan.training.activation_checkpointing else None
+    if plan.training.compile:
+        compile_network(network, device)
+    loss = loss_of(plan, task, network)
+    stream_of = partial(_stream, spec, plan, data, workers, device)
+    stepper_of = partial(Stepper, network, loss, workers, recomputed)
+    start, summary = (0, TrainingSummary()) if state is None else (state.step, state.summary)
+    if state is None:
+        summary = _with_rate(plan.training, task, network, stepper_of, stream_of)
+    assert summary.learning_rate is not None
+    stepper = stepper_of(plan.training, task.name)
+    if state is not None:
+        stepper.restore(state)
     progress = Progress(task, summary)
-    generator = torch.Generator(device)
-    stream = batches(
-        data.train,
-        batch_size=spec.training.batch_size,
-        seed=seed,
-        task=task.name,
-        start_step=start,
-        augment=spec.data.augment,
-        device=device,
-    )
-    with closing(stream):
+    with closing(stream_of(task.name, start)) as stream:
         for step in range(start, task.steps):
-            _seed_torch("dropout", seed, task.name, step)
-            generator.manual_seed(_seed_of("noise", seed, task.name, step))
             batch = next(stream)
-            rate = learning_rate(spec.training, step, task.steps)
+            rate = learning_rate(plan.training, summary.learning_rate, step, task.steps)
             memory = None
             if step == start:
-                loss, grad_norm, memory = step_of.measured(batch, generator, rate)
+                mean_loss, grad_norm, memory = stepper.measured_step(step, batch, rate)
             else:
-                loss, grad_norm = step_of(batch, generator, rate)
-            progress.add(loss, samples=len(batch.inputs), waited=batch.waited_seconds)
+                mean_loss, grad_norm = stepper.step(step, batch, rate)
+            progress.add(mean_loss, samples=len(batch.inputs) * workers.size, waited=batch.waited_seconds)
             if _report_is_due(step, start, task.steps, spec.checkpoint.every_steps, device):
                 if memory is None and device.type == "cuda":
-                    memory = step_of.allocator_memory(progress.summary.memory)
+                    memory = stepper.allocator_memory(progress.summary.memory)
                 mean = progress.close(step + 1, memory)
                 yield StepReport(
                     step=step + 1,
@@ -107,7 +134,7 @@ def train_block(
                     step_seconds=mean.seconds,
                     data_wait_seconds=mean.waited,
                     memory=memory,
-                    capture=partial(_capture, step + 1, network, optimizer, progress.summary),
+                    capture=partial(stepper.capture, step + 1, progress.summary),
                 )
                 progress.restart_clock()
 
@@ -116,7 +143,7 @@ def build_network(spec: JobSpec, plan: JobPlan, task: TaskPlan) -> nn.Module:
     """The task's network on the CPU, its weights a function of (seed, task)."""
     network: Architecture = architecture(plan.contract.architecture)
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-        _seed_torch("weights", spec.training.seed, task.name)
+        seed_torch("weights", spec.training.seed, task.name)
         match task.kind:
             case TaskKind.TRUNK | TaskKind.BLOCK:
                 start, stop = plan.contract.layers[task.index]
@@ -145,70 +172,63 @@ def loss_of(plan: JobPlan, task: TaskPlan, network: nn.Module) -> Loss:
             return kind.baseline_loss(contract, network)
 
 
-class _Stepper:
-    """One optimizer step: (batch, generator, learning rate) -> loss and gradient norm; never waits for the device."""
-
-    def __init__(self, spec: JobSpec, network: nn.Module, optimizer: torch.optim.AdamW, loss: Loss) -> None:
-        self._training = spec.training
-        self._network = network
-        self._optimizer = optimizer
-        self._loss = loss
-        self._parameters = list(network.parameters())
-
-    def __call__(self, batch: Batch, generator: torch.Generator, rate: float) -> tuple[Tensor, Tensor]:
-        return self._update(self._forward(batch, generator), rate)
-
-    def measured(self, batch: Batch, generator: torch.Generator, rate: float) -> tuple[Tensor, Tensor, MemoryBytes]:
-        """The same step, its bytes counted."""
-        with counting_saved_bytes(self._network) as saved:
-            loss = self._forward(batch, generator)
-        loss, grad_norm = self._update(loss, rate)
-        return loss, grad_norm, measured_memory(self._network, self._optimizer, saved)
-
-    def allocator_memory(self, counted: MemoryBytes) -> MemoryBytes:
-        """The counted bytes with what the CUDA allocator says now."""
-        device = self._parameters[0].device
-        return counted.model_copy(
-            update={
-                "allocated": torch.cuda.memory_allocated(device),
-                "reserved": torch.cuda.memory_reserved(device),
-                "peak": torch.cuda.max_memory_allocated(device),
-            }
-        )
-
-    def _forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        bf16 = self._training.precision == "bf16"
-        with torch.autocast(generator.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return self._loss(batch, generator)
-
-    def _update(self, loss: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
-        if self._training.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._training.grad_clip, grad_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-        return loss.detach(), grad_norm
-
-
 def _report_is_due(step: int, start: int, total: int, checkpoint_every: int, device: torch.device) -> bool:
     done = step + 1
     every = CUDA_REPORT_STEPS if device.type == "cuda" else 1
     return done % every == 0 or done % checkpoint_every == 0 or done == total or step == start
 
 
-def _capture(step: int, network: nn.Module, optimizer: torch.optim.AdamW, summary: TrainingSummary) -> TrainingState:
-    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
-    return TrainingState(step=step, weights=weights, optimizer=flat_state(network, optimizer), summary=summary)
+def _stream(
+    spec: JobSpec, plan: JobPlan, data: Dataset, workers: Workers, device: torch.device, name: str, start: int
+) -> Generator[Batch, None, None]:
+    """This worker's rows of every step from `start` on: the step's batch_size x workers rows are theirs in order."""
+    rows = plan.training.batch_size
+    whole = batches(
+        data.train,
+        batch_size=rows * workers.size,
+        seed=plan.training.seed,
+        task=name,
+        start_step=start,
+        augment=spec.data.augment,
+        device=device,
+    )
+    with closing(whole):
+        for batch in whole:
+            yield rows_of(batch, workers.rank * rows, (workers.rank + 1) * rows)
 
 
-def _seed_torch(purpose: str, seed: int, task: str, step: int = 0) -> None:
-    torch.manual_seed(_seed_of(purpose, seed, task, step))  # pyright: ignore[reportUnknownMemberType]
+def _with_rate(
+    training: TrainingSpec,
+    task: TaskPlan,
+    network: nn.Module,
+    stepper_of: Callable[[TrainingSpec, str], Stepper],
+    stream_of: Callable[[str, int], Generator[Batch, None, None]],
+) -> TrainingSummary:
+    """The beginning of a summary: the learning rate, found by a scan where one is asked for, and what that took.
 
-
-def _seed_of(purpose: str, seed: int, task: str, step: int = 0) -> int:
-    digest = hashlib.sha256(f"{purpose}\0{seed}\0{task}\0{step}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    Every trial starts from the network's weights, and sees the same rows and noise, which the training will not see.
+    """
+    if training.lr != "scan":
+        return TrainingSummary(learning_rate=training.lr)
+    began = time.perf_counter()
+    trial, name = trial_of(training, task.steps), f"{task.name}/scan"
+    initial = weights_of(network)
+    trials: list[RateTrial] = []
+    for rate in RATES:
+        stepper = stepper_of(trial, name)
+        stepper.start_from(initial)
+        losses: list[Tensor] = []
+        with closing(stream_of(name, 0)) as stream:
+            for step in range(trial.steps):
+                rate_now = learning_rate(trial, rate, step, trial.steps)
+                losses.append(stepper.step(step, next(stream), rate_now)[0])
+        trials.append(outcome(rate, cast(list[float], torch.stack(losses).tolist())))  # pyright: ignore[reportUnknownMemberType]
+    network.load_state_dict(initial)
+    kept = best_rate(trials, task.name)
+    log.info("learning rate %g kept of %s", kept, {trial.rate: trial.loss for trial in trials})
+    return TrainingSummary(
+        learning_rate=kept,
+        scan=tuple(trials),
+        scan_steps=len(RATES) * trial.steps,
+        scan_seconds=time.perf_counter() - began,
+    )

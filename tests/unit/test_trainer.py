@@ -197,14 +197,24 @@ def test_the_summary_thins_the_loss_curve_and_keeps_its_mean() -> None:
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing() -> None:
     cosine = TrainingSpec(steps=100, lr=0.5, warmup=10)
-    rates = [learning_rate(cosine, step, 100) for step in range(101)]
+    rates = [learning_rate(cosine, 0.5, step, 100) for step in range(101)]
     assert rates[:10] == pytest.approx([0.05 * (step + 1) for step in range(10)])
     assert rates[10] == 0.5
     assert rates[55] == pytest.approx(0.25)
     assert rates[100] == pytest.approx(0.0)
     constant = TrainingSpec(steps=100, lr=0.5, schedule="constant")
-    assert {learning_rate(constant, step, 100) for step in range(100)} == {0.5}
-    assert learning_rate(cosine, 3, 4) == pytest.approx(0.5)  # a trunk shorter than the warmup
+    assert {learning_rate(constant, 0.5, step, 100) for step in range(100)} == {0.5}
+    assert learning_rate(cosine, 0.5, 3, 4) == pytest.approx(0.5)  # a trunk shorter than the warmup
+
+
+def test_the_schedule_wsd_is_constant_and_falls_linearly_over_the_last_fifth() -> None:
+    wsd = TrainingSpec(steps=100, lr=0.5, warmup=10, schedule="wsd")
+    rates = [learning_rate(wsd, 0.5, step, 100) for step in range(101)]
+    assert rates[4] == pytest.approx(0.25)
+    assert set(rates[10:81]) == {0.5}
+    assert rates[90] == pytest.approx(0.25)
+    assert rates[95] == pytest.approx(0.125)
+    assert rates[100] == 0.0
 
 
 def test_only_matrices_decay() -> None:
