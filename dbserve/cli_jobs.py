@@ -168,12 +168,18 @@ def report(
     job: JobId,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to; JOB-report.html by default.")] = None,
     show_it: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    brief: Annotated[bool, typer.Option("--summary", help="Print it here, in brief; no page is written.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """What was measured about a job, as a page; with --json, as data (to stdout unless -o is given)."""
+    from dbserve.cli_print import print_report
+
     with connected(url, api_key) as client:
+        if brief and not as_json:
+            print_report(client.report(job))
+            return
         text = client.report(job).model_dump_json(indent=2) if as_json else client.report_html(job)
     if as_json and output is None:
         typer.echo(text)

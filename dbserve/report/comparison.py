@@ -11,7 +11,6 @@ from dbserve.report.headline import Outcome
 from dbserve.report.measures import against, amount, direction, known_error, margin, written
 from dbserve.report.numbers import MISSING, count, is_number, significant
 
-
 _NOISE: dict[str, str] = {
     "generation": "Standard deviation of the noise, on a logarithmic axis; the intervals should meet without a gap.",
     "next_token": "Standard deviation of the noise, on a logarithmic axis; the intervals should meet without a gap.",
