@@ -1,12 +1,14 @@
 """The networks: protocol.py and one file per architecture."""
 
 from workers.models.dit import DIT
+from workers.models.mdm import MDM
 from workers.models.protocol import Architecture, Classifier, Loss
+from workers.models.recurrent import RECURRENT
 from workers.models.vit import VIT
 
 __all__ = ["ARCHITECTURES", "Architecture", "Classifier", "Loss", "architecture"]
 
-ARCHITECTURES: dict[str, Architecture] = {network.kind: network for network in (VIT, DIT)}
+ARCHITECTURES: dict[str, Architecture] = {network.kind: network for network in (VIT, DIT, MDM, RECURRENT)}
 
 
 def architecture(kind: str) -> Architecture:
