@@ -97,11 +97,19 @@ def test_closing_the_stream_ends_its_thread() -> None:
     assert not thread.is_alive()
 
 
-def test_what_the_thread_raises_is_raised_to_the_consumer() -> None:
-    split = Split(inputs=numbered(8).inputs, labels=np.arange(2))  # fewer labels than images
-    with pytest.raises(IndexError):
-        taken(split, 8)
+def test_what_the_thread_raises_is_raised_to_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError("the disk went away")
+
+    monkeypatch.setattr("workers.data.stream.augmented", broken)
+    with pytest.raises(OSError, match="the disk went away"):
+        taken(numbered(8), 8, augment=Augmentation(flip=True))
     assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
+
+
+def test_images_and_labels_of_different_number_are_no_split() -> None:
+    with pytest.raises(ValueError, match="8 images, but 2 labels"):
+        Split(inputs=numbered(8).inputs, labels=np.arange(2))
 
 
 def test_a_slow_source_is_seen_as_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,10 +117,10 @@ def test_a_slow_source_is_seen_as_waiting(monkeypatch: pytest.MonkeyPatch) -> No
 
     def slow(images: Any, *_: Any, **__: Any) -> Any:
         asked.wait(0.2)
-        return images.transpose(0, 3, 1, 2)
+        return images
 
     monkeypatch.setattr("workers.data.stream.augmented", slow)
-    assert taken(numbered(16), 1)[0].waited_seconds >= 0.15
+    assert taken(numbered(16), 1, augment=Augmentation(flip=True))[0].waited_seconds >= 0.15
 
 
 def test_pixels_are_normalised_to_minus_one_and_one() -> None:
@@ -128,32 +136,32 @@ def test_normalising_leaves_the_batch_as_it_was() -> None:
 
 
 def drawn(augment: Augmentation, images: Any, step: int = 0) -> Any:
-    return augmented(images, augment, seed=0, task="t", step=step)
+    """(N, C, H, W), from and to numpy."""
+    return augmented(torch.from_numpy(images), augment, seed=0, task="t", step=step).numpy()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_augmentation_leaves_its_source_untouched(channels: int) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (64, 4, 5, channels), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (64, channels, 4, 5), dtype=np.uint8)
     before = images.copy()
     drawn(Augmentation(crop_padding=2, flip=True), images)
     assert np.array_equal(images, before)
 
 
 def test_flipping_mirrors_about_half_of_the_images_left_to_right() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (200, 4, 5, 3), dtype=np.uint8)
-    plain = images.transpose(0, 3, 1, 2)
+    images = np.random.default_rng(0).integers(0, 256, (200, 3, 4, 5), dtype=np.uint8)
     found = drawn(Augmentation(flip=True), images)
-    mirrored = [np.array_equal(new, old[..., ::-1]) for new, old in zip(found, plain, strict=True)]
-    kept = [np.array_equal(new, old) for new, old in zip(found, plain, strict=True)]
+    mirrored = [np.array_equal(new, old[..., ::-1]) for new, old in zip(found, images, strict=True)]
+    kept = [np.array_equal(new, old) for new, old in zip(found, images, strict=True)]
     assert all(a != b for a, b in zip(mirrored, kept, strict=True))
     assert 70 < sum(mirrored) < 130
 
 
 def test_cropping_is_a_shift_over_zeros_by_at_most_the_padding() -> None:
-    images = np.random.default_rng(0).integers(1, 256, (100, 4, 5, 1), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(1, 256, (100, 1, 4, 5), dtype=np.uint8)
     found = drawn(Augmentation(crop_padding=2), images)
     shifts = set()
-    for new, old in zip(found, images.transpose(0, 3, 1, 2), strict=True):
+    for new, old in zip(found, images, strict=True):
         padded = np.pad(old, ((0, 0), (2, 2), (2, 2)))
         fits = [(y, x) for y in range(5) for x in range(5) if np.array_equal(padded[:, y : y + 4, x : x + 5], new)]
         assert len(fits) == 1
@@ -162,7 +170,7 @@ def test_cropping_is_a_shift_over_zeros_by_at_most_the_padding() -> None:
 
 
 def test_augmentation_changes_with_the_step() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (32, 4, 5, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (32, 3, 4, 5), dtype=np.uint8)
     both = Augmentation(crop_padding=2, flip=True)
     assert np.array_equal(drawn(both, images, 3), drawn(both, images, 3))
     assert not np.array_equal(drawn(both, images, 3), drawn(both, images, 4))

@@ -1,37 +1,25 @@
 """Random changes of training images, a function of (seed, task, step): zero-pad and crop, mirror."""
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from dbserve.contracts.job import Augmentation
 from workers.data.draws import draws
 
 
-def augmented(
-    images: NDArray[np.uint8], augment: Augmentation, *, seed: int, task: str, step: int
-) -> NDArray[np.uint8]:
-    """(N, H, W, C) -> (N, C, H, W), a contiguous copy, each image cropped and mirrored by its own draw."""
-    images = images.transpose(0, 3, 1, 2).copy()
-    padding, count = augment.crop_padding, len(images)
-    if not (padding or augment.flip):
-        return images
+def augmented(images: Tensor, augment: Augmentation, *, seed: int, task: str, step: int) -> Tensor:
+    """(N, C, H, W) on the CPU -> the same, new: each image cropped and mirrored by its own draw."""
+    padding, (count, _, height, width) = augment.crop_padding, images.shape
     words = draws(3 * count, "augment", seed, task, step).reshape(3, count)
-    if padding:
-        top, left = (words[:2] % np.uint64(2 * padding + 1)).astype(np.intp)
-        images = _cropped(images, padding, top, left)
-    if augment.flip:
-        mirrored = (words[2] >> np.uint64(63)).astype(bool)
-        images[mirrored] = images[mirrored, :, :, ::-1]
-    return images
-
-
-def _cropped(
-    images: NDArray[np.uint8], padding: int, top: NDArray[np.intp], left: NDArray[np.intp]
-) -> NDArray[np.uint8]:
-    """Zero-pad (N, C, H, W) and cut each image's window at (top, left) of the padded one: (N, C, H, W)."""
-    height, width = images.shape[2:]
-    padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    cropped = np.empty_like(images)
-    for image, (into, source) in enumerate(zip(cropped, padded, strict=True)):  # whole rows: 6 times a strided gather
-        into[:] = source[:, top[image] : top[image] + height, left[image] : left[image] + width]
-    return cropped
+    # where a window begins, seen from the image: -padding..padding; what begins beyond the image is black all the same
+    shifts = (words[:2] % np.uint64(2 * padding + 1)).astype(np.int64) - padding
+    tops, lefts = shifts[0].clip(-height, height).tolist(), shifts[1].clip(-width, width).tolist()
+    mirrored = (words[2] >> np.uint64(63)).astype(bool) & augment.flip
+    found = torch.zeros_like(images)
+    source, into = images.numpy(), found.numpy()
+    for image, (top, left) in enumerate(zip(tops, lefts, strict=True)):  # whole rows: far below a strided gather
+        seen = source[image, :, max(top, 0) : height + min(top, 0), max(left, 0) : width + min(left, 0)]
+        window = into[image, :, :, ::-1] if mirrored[image] else into[image]
+        window[:, max(-top, 0) : height - max(top, 0), max(-left, 0) : width - max(left, 0)] = seen
+    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dbserve.contracts.job import DataSpec
-from dbserve.contracts.plan import DataFacts
+from dbserve.contracts.plan import DataFacts, Vocabulary
 from dbserve.datasets import digits
-from dbserve.datasets.split import SplitSizes, split_sizes
+from dbserve.datasets.images import Shape
+from dbserve.datasets.split import SplitSizes, split_sizes, stream_sizes
 from dbserve.errors import DataInvalid
 from workers.data.cache import decoded
+from workers.data.tokens import encoded
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Split:
     inputs: NDArray[Any]
     labels: NDArray[np.int64] | None
     tokens: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self.inputs):
+            raise ValueError(f"{len(self.inputs)} images, but {len(self.labels)} labels")
 
     @classmethod
     def of_text(cls, tokens: NDArray[Any], sequence_length: int) -> Split:
@@ -63,22 +70,34 @@ class Dataset:
 def open_dataset(facts: DataFacts, spec: DataSpec, *, cache_dir: Path) -> Dataset:
     """Open the shards of a planned job. The first process on a node decodes them into `cache_dir`, the others wait.
 
-    Raises DataInvalid on a corrupt or changed shard (naming shard and row), StorageError when the cache cannot be
-    written.
+    Raises DataInvalid on a corrupt or changed shard (naming shard and row), ContractMismatch on a changed tokenizer,
+    StorageError when the cache cannot be written.
     """
+    if facts.vocabulary is not None and facts.sequence_length is not None:
+        return _text(facts, facts.vocabulary, facts.sequence_length, spec, cache_dir)
+    if facts.image_shape is None:
+        raise ValueError("the plan says neither what image nor what text this is")
+    return _images(facts, facts.image_shape, spec, cache_dir)
+
+
+def _images(facts: DataFacts, shape: Shape, spec: DataSpec, cache_dir: Path) -> Dataset:
     shards = facts.train_shards
     if spec.uri == digits.URI:  # written per node: the planner's copy may lie on another one
         shards = digits.digit_shards(cache_dir)
-    pool = _rows(shards, facts, spec, "/data/uri", cache_dir)
-    test = _rows(facts.test_shards, facts, spec, "/data/test_uri", cache_dir) if facts.test_shards else None
+
+    def rows(shards: tuple[str, ...], pointer: str) -> Split:
+        images, labels = decoded(shards, facts, shape, spec, pointer=pointer, cache_dir=cache_dir)
+        return Split(inputs=images, labels=labels)
+
+    pool = rows(shards, "/data/uri")
+    test = rows(facts.test_shards, "/data/test_uri") if facts.test_shards else None
     sizes = split_sizes(
         len(pool),
         test_rows=None if test is None else len(test),
         test_fraction=spec.test_fraction,
         validation_fraction=spec.validation_fraction,
     )
-    if sizes != SplitSizes(train=facts.train_rows, validation=facts.validation_rows, test=facts.test_rows):
-        raise DataInvalid(f"the shards of {spec.uri} hold other rows than when the job was planned")
+    _as_planned(sizes, facts, spec)
     held_out = 0 if test is not None else sizes.test
     return Dataset(
         train=_slice(pool, held_out + sizes.validation, len(pool)),
@@ -87,9 +106,31 @@ def open_dataset(facts: DataFacts, spec: DataSpec, *, cache_dir: Path) -> Datase
     )
 
 
-def _rows(shards: tuple[str, ...], facts: DataFacts, spec: DataSpec, pointer: str, cache_dir: Path) -> Split:
-    images, labels = decoded(shards, facts, spec, pointer=pointer, cache_dir=cache_dir)
-    return Split(inputs=images, labels=labels)
+def _text(facts: DataFacts, vocabulary: Vocabulary, sequence_length: int, spec: DataSpec, cache_dir: Path) -> Dataset:
+    read = partial(encoded, vocabulary=vocabulary, column=spec.text_column, cache_dir=cache_dir)
+    stream = read(facts.train_shards, pointer="/data/uri")
+    test = read(facts.test_shards, pointer="/data/test_uri") if facts.test_shards else None
+    sizes = stream_sizes(
+        len(stream),
+        test_tokens=None if test is None else len(test),
+        test_fraction=spec.test_fraction,
+        validation_fraction=spec.validation_fraction,
+        sequence_length=sequence_length,
+    )
+    windows = sizes.windows(sequence_length)
+    _as_planned(windows, facts, spec)
+    validation_end = sizes.train + sizes.validation
+    train = Split.of_text(stream[: sizes.train], sequence_length)
+    return Dataset(
+        train=replace(train, inputs=train.inputs[: windows.train]),  # an epoch's windows, as planned
+        validation=Split.of_text(stream[sizes.train : validation_end], sequence_length),
+        test=Split.of_text(stream[validation_end:] if test is None else test, sequence_length),
+    )
+
+
+def _as_planned(sizes: SplitSizes, facts: DataFacts, spec: DataSpec) -> None:
+    if sizes != SplitSizes(train=facts.train_rows, validation=facts.validation_rows, test=facts.test_rows):
+        raise DataInvalid(f"the shards of {spec.uri} hold other rows than when the job was planned")
 
 
 def _slice(split: Split, start: int, stop: int) -> Split:

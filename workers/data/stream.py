@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dbserve.contracts.job import Augmentation
 from dbserve.errors import ConfigInvalid
 from workers.data.augment import augmented
 from workers.data.dataset import Split
-from workers.data.draws import draws
+from workers.data.gather import MappedImages, MappedText, ResidentSplit, Rows
+from workers.data.order import Order, ShuffledRows, ShuffledWindows, Steps
 
 _AHEAD = 2  # batches prepared before they are asked for
+_RESIDENT_SHARE = 0.25  # of a CUDA device's free memory: other tasks may hold a copy beside this one
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,6 @@ class Batch:
         return self.labels
 
 
-_Rows = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
-
 def batches(
     split: Split,
     *,
@@ -54,23 +52,49 @@ def batches(
     augment: Augmentation,
     device: torch.device | str = "cpu",
 ) -> Generator[Batch, None, None]:
-    """The batches of steps start_step (0-based), start_step + 1, ... without end; close() ends the thread behind them.
+    """The batches of steps start_step (0-based), start_step + 1, ... without end; close() frees what they hold.
 
-    Every epoch shuffles anew and drops its ragged end. Any step is found at once: its epoch's order is drawn, and no
-    earlier one. A thread keeps two batches ready, pinned for a CUDA device; what it raises is raised here.
+    Every epoch shuffles anew and drops its ragged end; text is cut into other windows every epoch. Any step is found
+    at once: its epoch's order is drawn, and no earlier one. A CUDA device holds the split whole where that takes at
+    most a quarter of its free memory and nothing is augmented; else a thread keeps two batches ready, pinned for a
+    CUDA device, and what it raises is raised here.
     Raises ConfigInvalid when the split has fewer rows than a batch.
     """
-    if len(split) < batch_size:
+    order = order_of(split, seed=seed, task=task)
+    if order.rows < batch_size:
         raise ConfigInvalid(
-            f"a batch of {batch_size} rows cannot be drawn from {len(split)} training rows", "/training/batch_size"
+            f"a batch of {batch_size} rows cannot be drawn from {order.rows} training rows", "/training/batch_size"
         )
-    order = _Order(rows=len(split), batch_size=batch_size, seed=seed, task=task)
+    device = torch.device(device)
+    steps = Steps(order, batch_size)
+    pin = device.type == "cuda"
+    if split.tokens is None and augment != Augmentation():
+        images = MappedImages(split, pin=pin)
 
-    def prepare(step: int) -> _Rows:
-        rows = order.rows_of(step)
-        return augmented(split.inputs[rows], augment, seed=seed, task=task, step=step), split.targets[rows]
+        def prepare(step: int) -> Rows:
+            inputs, labels = images.take(steps.places(step))
+            return augmented(inputs, augment, seed=seed, task=task, step=step), labels
 
-    return _delivered(prepare, start_step, torch.device(device))
+        return _delivered(prepare, start_step, device)
+    if pin and ResidentSplit.bytes_of(split) <= torch.cuda.mem_get_info(device)[0] * _RESIDENT_SHARE:
+        return resident(ResidentSplit(split, device), steps, start_step)
+    mapped = MappedImages(split, pin=pin) if split.tokens is None else MappedText(split, pin=pin)
+    return _delivered(lambda step: mapped.take(steps.places(step)), start_step, device)
+
+
+def order_of(split: Split, *, seed: int, task: str) -> Order:
+    """The order in which a task takes the rows of a split."""
+    if split.tokens is None:
+        return ShuffledRows(len(split), seed=seed, task=task)
+    return ShuffledWindows(len(split.tokens), split.inputs.shape[1], seed=seed, task=task)
+
+
+def resident(split: ResidentSplit, steps: Steps, start_step: int) -> Generator[Batch, None, None]:
+    """The same batches from a split that its device holds."""
+    for step in itertools.count(start_step):
+        asked = time.perf_counter()
+        inputs, labels = split.take(steps.places(step))
+        yield Batch(inputs, labels, time.perf_counter() - asked)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -80,25 +104,8 @@ def normalise(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 
-class _Order:
-    """Which rows a step takes. Keeps the current epoch's order, which costs one sort of the rows."""
-
-    def __init__(self, *, rows: int, batch_size: int, seed: int, task: str) -> None:
-        self._rows, self._batch_size, self._seed, self._task = rows, batch_size, seed, task
-        self._epoch = -1
-        self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-    def rows_of(self, step: int) -> NDArray[np.int64]:
-        epoch, place = divmod(step, self._rows // self._batch_size)
-        if epoch != self._epoch:
-            words = draws(self._rows, "order", self._seed, self._task, epoch)
-            self._order, self._epoch = np.argsort(words, kind="stable"), epoch
-        return self._order[place * self._batch_size : (place + 1) * self._batch_size]
-
-
-def _delivered(prepare: Callable[[int], _Rows], start_step: int, device: torch.device) -> Generator[Batch, None, None]:
-    pin = device.type == "cuda"
-    ready: SimpleQueue[tuple[Tensor, Tensor] | BaseException] = SimpleQueue()
+def _delivered(prepare: Callable[[int], Rows], start_step: int, device: torch.device) -> Generator[Batch, None, None]:
+    ready: SimpleQueue[Rows | BaseException] = SimpleQueue()
     slots = threading.Semaphore(_AHEAD)
     closed = threading.Event()
 
@@ -106,8 +113,7 @@ def _delivered(prepare: Callable[[int], _Rows], start_step: int, device: torch.d
         step = start_step
         try:
             while slots.acquire() and not closed.is_set():
-                images, labels = (_tensor(array) for array in prepare(step))
-                ready.put((images.pin_memory(), labels.pin_memory()) if pin else (images, labels))
+                ready.put(prepare(step))
                 step += 1
         except BaseException as error:  # it belongs to the consumer
             ready.put(error)
@@ -122,13 +128,10 @@ def _delivered(prepare: Callable[[int], _Rows], start_step: int, device: torch.d
             slots.release()
             if isinstance(item, BaseException):
                 raise item
-            images, labels = item
-            yield Batch(images.to(device, non_blocking=pin), labels.to(device, non_blocking=pin), waited)
+            inputs, labels = item
+            labels = labels if labels is None else labels.to(device, non_blocking=True)
+            yield Batch(inputs.to(device, non_blocking=True), labels, waited)
     finally:
         closed.set()
         slots.release()
         thread.join()
-
-
-def _tensor(array: NDArray[np.uint8] | NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
