@@ -1,6 +1,7 @@
 """The networks: protocol.py and one file per architecture."""
 
 from workers.models.dit import DIT
+from workers.models.llama import LLAMA
 from workers.models.mdm import MDM
 from workers.models.protocol import Architecture, Classifier, Loss
 from workers.models.recurrent import RECURRENT
@@ -8,7 +9,7 @@ from workers.models.vit import VIT
 
 __all__ = ["ARCHITECTURES", "Architecture", "Classifier", "Loss", "architecture"]
 
-ARCHITECTURES: dict[str, Architecture] = {network.kind: network for network in (VIT, DIT, MDM, RECURRENT)}
+ARCHITECTURES: dict[str, Architecture] = {network.kind: network for network in (VIT, DIT, MDM, LLAMA, RECURRENT)}
 
 
 def architecture(kind: str) -> Architecture:
