@@ -47,7 +47,7 @@ def console() -> Console:
 
 def readable(text: str) -> str:
     """Figures as the report writes them, with the spaces of a terminal."""
-    return text.replace("\u202f", " ").replace("\u2212", "-")
+    return text.replace("\u202f", " ").replace("\u00a0", " ").replace("\u2212", "-")
 
 
 def left(seconds: float | None) -> str:
@@ -110,9 +110,12 @@ def _recipe(spec: JobSpec, plan: JobPlan) -> str:
         batch += f" in {training.accumulate} parts"
     ema = f", ema {training.ema:g}" if training.ema else ""
     partition = spec.blocks.partition or "the architecture's own partition"
+    blocks = "1 block" if len(plan.blocks) == 1 else f"{len(plan.blocks)} blocks"
+    trunk = next((task for task in plan.tasks if task.kind is TaskKind.TRUNK), None)
+    start = "" if trunk is None else f", each from a copy of a trunk of {count(trunk.steps)} steps"
     return (
         f"{training.optimizer}, lr {rate}, {training.schedule}, {batch}, {training.precision}{ema}\n"
-        f"{len(plan.blocks)} blocks, {partition.replace('_', ' ')}"
+        f"{blocks}, {partition.replace('_', ' ')}{start}"
     )
 
 
@@ -169,7 +172,7 @@ def print_report(report: Report) -> None:
 
 def wrapped(text: str, *, indent: str = "") -> str:
     """Lines of at most 80 columns; all but the first are indented."""
-    return textwrap.fill(readable(text), TERMINAL, subsequent_indent=indent, break_on_hyphens=False)
+    return readable(textwrap.fill(text, TERMINAL, subsequent_indent=indent, break_on_hyphens=False))
 
 
 def _answers(report: Report, quality: Quality) -> Table:

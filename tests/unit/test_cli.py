@@ -1,6 +1,7 @@
 """The command line: what it prints, where its errors point, which code it exits with. No server runs."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -15,10 +16,16 @@ from typer.testing import CliRunner, Result
 from dbserve.api.views import job_view
 from dbserve.cli import cli
 from dbserve.cli_live import Teller, epilogue, picture
+from dbserve.cli_print import print_plan, readable
 from dbserve.client import Client
+from dbserve.contracts.job import JobSpec
+from dbserve.contracts.plan import JobPlan, Vocabulary
+from dbserve.contracts.report import Report
 from dbserve.contracts.status import Reason, TaskState
 from dbserve.contracts.views import JobView, Page, Problem
-from tests.jobs import small_spec
+from dbserve.report.verdict import verdict
+from tests.jobs import small_plan, small_spec
+from tests.reports import every_family, generation, masked_text
 from tests.snapshots import every_task, memory, running, snapshot
 
 JOB_FILE = """\
@@ -86,7 +93,8 @@ def test_the_options_of_a_network_are_said_without_any_server() -> None:
     card = json.loads(run("architectures", "vit", "--json").output)
     assert card["options_schema"]["properties"]["depth"]["default"] == 12
     unknown = run("architectures", "resnet")
-    assert (unknown.exit_code, "known: vit" in unknown.output) == (2, True)
+    assert unknown.exit_code == 2
+    assert re.search(r"known: .*\bvit\b", unknown.output)
 
 
 def test_a_plan_is_made_here_without_any_server(job_file: Path) -> None:
@@ -104,6 +112,71 @@ def test_a_plan_for_people_names_every_block_and_the_ratio(job_file: Path) -> No
     assert result.exit_code == 0, result.output
     for text in ("block 0", "block 1", "end-to-end", "activations", "memory ratio"):
         assert text in result.stdout
+
+
+def printed(plan: JobPlan, spec: JobSpec, capsys: pytest.CaptureFixture[str]) -> str:
+    print_plan(spec, plan)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80, out
+    return out
+
+
+def test_a_plan_of_text_says_tokens_and_levels_of_masking(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = small_plan()
+    words = Vocabulary(kind="characters", size=65, symbols=("a",), sha256="0" * 64)
+    text = {"image_shape": None, "class_names": (), "vocabulary": words, "sequence_length": 128}
+    facts = plan.data.model_copy(update={**text, "encoding": "text"})
+    contract = plan.contract.model_copy(update={**text, "p_mean": None, "p_std": None})
+    out = printed(plan.model_copy(update={"data": facts, "contract": contract}), small_spec(), capsys)
+    assert "windows of 128 tokens: 1000 to train on" in out
+    assert "vocabulary: 65 characters" in out
+    assert "mask t" in out
+    assert "sigma" not in out
+    assert "classes" not in out
+
+
+def test_a_plan_of_latents_says_that_they_are_not_pixels(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = small_plan()
+    facts = plan.data.model_copy(update={"image_shape": (32, 32, 4), "encoding": "float32", "class_names": ()})
+    assert "32x32x4 float32, as they are; no classes" in printed(
+        plan.model_copy(update={"data": facts}), small_spec(), capsys
+    )
+
+
+def test_a_plan_says_what_a_worker_of_every_baseline_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    baselines = ["end_to_end", "shallow_ensemble", "shallow_long", "data_parallel"]
+    spec = small_spec(evaluation={"baselines": baselines})
+    out = printed(small_plan(spec), spec, capsys)
+    sizes, memory = out.split("bytes per worker")
+    rows = {line[:13].strip(): line[13:].split() for line in sizes.splitlines()}
+    assert rows["shallow x2"][-2:] == ["20", "1"]
+    assert rows["shallow, long"][-2:] == ["40", "1"]
+    assert rows["data-parallel"][-2:] == ["10", "2"]
+    held = {line[:13].strip(): line[13:].strip() for line in memory.splitlines()}
+    assert held["data-parallel"] == held["end-to-end"]
+    assert held["shallow, long"] == held["shallow x2"] != held["end-to-end"]
+
+
+def test_a_plan_without_baselines_still_shows_what_its_blocks_are_measured_against(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = printed(small_plan(), small_spec(), capsys)
+    (row,) = re.findall(r"end-to-end +0\.\.1 .*", out)
+    assert row.split()[-2:] == ["-", "-"]
+    assert "shallow" not in out
+
+
+def test_a_plan_of_a_large_network_fits_into_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    vit = {"kind": "vit", "options": {"depth": 64, "width": 1024, "heads": 16, "patch": 2}}
+    baselines = ["end_to_end", "shallow_ensemble", "shallow_long", "data_parallel"]
+    spec = small_spec(
+        architecture=vit,
+        blocks={"count": 64, "partition": "uniform_log"},
+        training={"steps": 100_000_000, "batch_size": 1000},
+        evaluation={"baselines": baselines},
+    )
+    out = printed(small_plan(spec), spec, capsys)
+    assert "64 blocks, uniform log" in out
 
 
 def test_a_plan_can_come_from_stdin_in_either_language(job_file: Path) -> None:
@@ -262,6 +335,35 @@ def test_the_report_is_written_where_it_is_asked_for(server: list[httpx.Response
     assert run("report", "j1").stdout == "j1-report.html\n"
     assert run("report", "j1", "-o", "page.html").exit_code == 0
     assert (tmp_path / "page.html").read_text() == (tmp_path / "j1-report.html").read_text() == "<html>report</html>"
+
+
+@pytest.mark.parametrize("found", every_family(), ids=lambda found: found.quality.family)
+def test_a_report_in_brief_has_its_verdict_and_fits_into_80_columns(
+    server: list[httpx.Response], found: Report, tmp_path: Path
+) -> None:
+    server.append(httpx.Response(200, content=found.model_dump_json()))
+    result = run("report", "j1", "--summary")
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) <= 80, result.stdout
+    told = " ".join(result.stdout.split())
+    for sentence in (*verdict(found).sentences, *found.findings, *found.warnings):
+        assert " ".join(readable(sentence).split()) in told
+    assert list(tmp_path.iterdir()) == [], "no page is written"
+
+
+def test_a_report_in_brief_names_every_contestant_with_all_its_values(server: list[httpx.Response]) -> None:
+    server.append(httpx.Response(200, content=generation().model_dump_json()))
+    out = run("report", "j1", "--summary").stdout
+    assert re.search(r"One shallow network, longer +15\.5 ± 0\.5 +6\.6 worse +100", out)
+    assert re.search(r"End-to-end +0\.2051 ± 0\.0008 +17\.3 +8\.58 MiB", out)
+    assert re.search(r"Data-parallel +n/a +n/a +n/a", out)
+
+
+def test_a_brief_report_as_json_is_the_report_as_json(server: list[httpx.Response]) -> None:
+    server += [httpx.Response(200, content=masked_text().model_dump_json())] * 2
+    whole = run("report", "j1", "--json").stdout
+    assert Report.model_validate_json(whole) == masked_text()
+    assert run("report", "j1", "--json", "--summary").stdout == whole
 
 
 def test_text_of_others_is_not_taken_for_markup(server: list[httpx.Response]) -> None:

@@ -2,170 +2,18 @@
 
 import math
 import re
-from html.parser import HTMLParser
 from importlib.resources import files
 
 import pytest
 
-from dbserve.contracts.plan import MemoryPlan
-from dbserve.contracts.report import (
-    BlockDiagnosis,
-    CostRow,
-    LossCurve,
-    LossPoint,
-    MemoryReport,
-    MemoryRow,
-    Quality,
-    Report,
-    Score,
-    ShallowSingle,
-)
-from dbserve.contracts.status import MemoryBytes
+from dbserve.contracts.report import LossCurve, LossPoint, MemoryReport
 from dbserve.report.costs import alike, memory_table
 from dbserve.report.page import render
 from dbserve.report.verdict import compare, verdict
+from tests.pages import Page
+from tests.reports import cost_row, diagnosed, memory_row, report, score
 
 HOSTILE = '<script>alert("x")</script>'
-VOID = {"meta", "br", "line", "rect", "circle", "path", "use"}
-
-
-class Page(HTMLParser):
-    """Collects what the tests ask about, and insists that every element is closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == [], f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
-
-
-def score(accuracy: float, rows: int = 450) -> Score:
-    error = math.sqrt(accuracy * (1 - accuracy) / rows)
-    return Score(
-        accuracy=accuracy,
-        standard_error=error,
-        cross_entropy=0.1,
-        expected_calibration_error=0.02,
-        layer_evaluations=6,
-    )
-
-
-def memory_row(task: str, layers: int, *, measured: bool = True) -> MemoryRow:
-    mib = 1024**2 * layers
-    plan = MemoryPlan(parameters=mib, gradients=mib, optimizer=2 * mib, activations=4 * mib, total=8 * mib)
-    held = MemoryBytes(parameters=mib, gradients=mib, optimizer=2 * mib, activations=5 * mib)
-    return MemoryRow(task=task, predicted=plan, measured=held if measured else None)
-
-
-def block(index: int, **changes: float) -> BlockDiagnosis:
-    figures = {
-        "accuracy_alone": 0.9,
-        "accuracy_at_sigma_max": 0.8,
-        "accuracy_after": 0.95,
-        "z_only_accuracy": 0.2,
-        "shuffled_image_accuracy": 0.15,
-        "true_image_accuracy": 0.97,
-        "loss_teacher": 0.1,
-        "loss_handoff": 0.15,
-        "handoff_gap": 0.05,
-        "amplification": 0.4,
-    }
-    ends = {"sigma_min": 80.0 / 10 ** (index + 1), "sigma_max": 80.0 / 10**index}
-    return BlockDiagnosis(index=index, **{**ends, **figures, **changes})
-
-
-def report(*, blocks: int = 3, baselines: bool = True, **changes: object) -> Report:
-    tasks = [f"block-{index}" for index in range(blocks)]
-    if baselines:
-        tasks += ["end_to_end", *(f"shallow-{index}" for index in range(blocks))]
-    layers = {task: 3 * blocks if task == "end_to_end" else 3 for task in tasks}
-    quality = Quality(
-        chain=score(0.974),
-        product_of_experts=score(0.972),
-        first_block=score(0.96),
-        end_to_end=score(0.978) if baselines else None,
-        shallow_ensemble=score(0.973) if baselines else None,
-        shallow_single=ShallowSingle(**score(0.955).model_dump(), members=(0.95, 0.955, 0.96)) if baselines else None,
-    )
-    cost = tuple(
-        CostRow(
-            task=task,
-            layers=layers[task],
-            steps=1000,
-            batch_size=64,
-            layer_evaluations=64_000 * layers[task],
-            wall_seconds=30.0,
-            step_seconds_mean=0.03,
-            samples_per_second=2100.0,
-            data_wait_share=0.01,
-            bytes_per_worker=None,
-            attempts=1,
-            node=None,
-        )
-        for task in tasks
-    )
-    curve = tuple(LossPoint(step=10 * step, loss=2.3 / step) for step in range(1, 101))
-    whole: dict[str, object] = {
-        "job_id": "job-1",
-        "job_name": "digits",
-        "model_id": "job-1",
-        "contract_hash": "ab" * 32,
-        "created_at": "2026-01-01T00:00:00Z",
-        "architecture": "vit",
-        "dataset": "builtin:digits",
-        "train_rows": 1200,
-        "validation_rows": 147,
-        "test_rows": 450,
-        "classes": 10,
-        "blocks": blocks,
-        "depth": 3 * blocks,
-        "seed": 7,
-        "steps_per_task": 1000,
-        "trunk_steps": 0,
-        "decode": "chain",
-        "validation_accuracy": {"chain": 0.97},
-        "quality": quality,
-        "memory": MemoryReport(
-            ratio=0.352,
-            ratio_kind="measured" if baselines else "predicted",
-            ratio_predicted=0.346,
-            rows=tuple(memory_row(task, layers[task], measured=baselines) for task in tasks),
-        ),
-        "cost": cost,
-        "loss": tuple(LossCurve(task=task, points=curve) for task in tasks),
-        "diagnosis": tuple(block(index) for index in range(blocks)),
-        "warnings": ("block 2 may ignore the image",),
-        "findings": ("One block needs a third of the memory.", "End-to-end is 0.4 pp better."),
-        "versions": {"torch": "2.13.0"},
-        "hardware": "2 cores",
-    }
-    return Report.model_validate({**whole, **changes})
 
 
 # The page
@@ -203,6 +51,37 @@ def test_baselines_that_were_not_run_are_named_so_and_claimed_nowhere() -> None:
     assert "No baseline was trained" in text
     assert "by prediction" in text
     assert "not measured" in text
+
+
+def test_the_two_baselines_that_a_job_may_add_have_their_rows_and_their_words() -> None:
+    base = report()
+    more = {"shallow_long": score(0.981), "data_parallel": score(0.969)}
+    text = Page(render(base.model_copy(update={"quality": base.quality.model_copy(update=more)}))).text
+    assert re.search(r"One shallow network, longer a block's depth, 3 times the steps .{0,80}98.1 ±", text)
+    assert re.search(r"Data-parallel 9 layers on 3 workers.{0,99}96.9 ±", text)
+    assert "below one shallow network trained three times as long" in text
+    assert "above the same network trained data‑parallel" in text.replace("data-parallel", "data‑parallel")
+    assert "Not run: one shallow network, longer; data-parallel." not in text
+    assert "Not run: one shallow network, longer; data-parallel." in Page(render(base)).text
+
+
+def test_learning_rates_and_workers_have_columns_where_the_tasks_differ() -> None:
+    def cost(**changes: object) -> str:
+        rows = (
+            cost_row("block-0", 3, learning_rate=0.001),
+            cost_row("end_to_end", 9, **{"learning_rate": 1e-3, **changes}),
+        )
+        _, heading, after = Page(render(report(cost=rows))).text.partition("Every task Task layers steps batch ")
+        assert heading
+        return after
+
+    assert "learning rate" not in cost().partition("peak")[0]
+    assert "peak learning rate of 0.001." in cost()
+    assert cost().startswith("layer evaluations")
+    assert cost(workers=3).startswith("workers layer evaluations")
+    assert cost(learning_rate=0.004).startswith("learning rate layer evaluations")
+    assert "0.004" in cost(learning_rate=0.004)
+    assert cost(learning_rate=0.004, workers=3).startswith("workers learning rate layer evaluations")
 
 
 def test_findings_and_warnings_are_all_told() -> None:
@@ -250,14 +129,14 @@ def test_every_link_on_the_page_has_its_target() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_no_nan_and_no_infinity_reaches_the_page(bad: float) -> None:
-    broken = block(0, sigma_max=bad, loss_teacher=bad, loss_handoff=bad, handoff_gap=bad, amplification=bad)
+    broken = diagnosed(0, sigma_max=bad, loss_teacher=bad, loss_handoff=bad, handoff_gap=bad, amplification=bad)
     lost = score(0.9).model_copy(update={"cross_entropy": bad, "standard_error": abs(bad)})
     base = report()
     cost = base.cost[0].model_copy(update={"wall_seconds": bad, "samples_per_second": bad, "step_seconds_mean": bad})
     html = render(
         base.model_copy(
             update={
-                "diagnosis": (broken, block(1, z_only_accuracy=bad, accuracy_alone=bad, sigma_min=bad)),
+                "diagnosis": (broken, diagnosed(1, z_only_accuracy=bad, accuracy_alone=bad, sigma_min=bad)),
                 "quality": base.quality.model_copy(update={"chain": lost, "end_to_end": lost}),
                 "memory": base.memory.model_copy(update={"ratio": bad, "ratio_predicted": bad}),
                 "cost": (cost,),
