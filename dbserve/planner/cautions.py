@@ -1,9 +1,7 @@
 """What is planned all the same, and said to be unwise."""
 
-import math
 from collections.abc import Iterator
 from itertools import pairwise
-from statistics import NormalDist
 
 from dbserve.cards import Sizes
 from dbserve.contracts.job import JobSpec
@@ -61,11 +59,14 @@ def _of_the_levels(sizes: Sizes, plan: JobPlan) -> Iterator[str]:
         return
     norm = float(sizes.number(sizes.card.code_norm, layers=plan.end_to_end.layers[1]))
     classes = contract.vocabulary.size if contract.vocabulary else len(contract.class_names)
-    told = [_told(sigma, classes, norm) for sigma in contract.edges]
+    told = [information(sigma, classes, norm) for sigma in contract.edges]
     for index, (before, after) in enumerate(pairwise(told)):
         share = (after - before) / max(told[-1] - told[0], 1e-12)
         if share < UNINFORMED:
-            yield f"block {index} holds {share:.1%} of what z tells of its target: there is little for it to learn"
+            consequence = (
+                "nearly all of it was told before" if before > told[-1] / 2 else "it works from its input alone"
+            )
+            yield f"block {index} holds {share:.1%} of what z tells of its target: {consequence}"
     if sizes.card.family == "classification":
         for block in plan.blocks:
             if (right := code_accuracy(block.sigma_max, classes, norm)) > READABLE:
@@ -84,16 +85,6 @@ def _masses(contract: Contract) -> Iterator[float]:
     total = interval_mass(edges[-1], edges[0], p_mean=p_mean, p_std=p_std)
     for high, low in pairwise(edges):
         yield interval_mass(low, high, p_mean=p_mean, p_std=p_std) / total
-
-
-def _told(sigma: float, classes: int, norm: float) -> float:
-    """information(), by its limits where they hold to a thousandth: that integral grows dear at both ends."""
-    ratio = norm / sigma
-    if ratio < 0.3:
-        return 0.5 * ratio**2 * (1 - 1 / classes)
-    if classes * ratio * NormalDist().cdf(-ratio / math.sqrt(2)) < 1e-3:
-        return math.log(classes)
-    return information(sigma, classes, norm)
 
 
 def _of_the_steps(plan: JobPlan) -> Iterator[str]:
