@@ -26,7 +26,7 @@ def encoded(images: NDArray[np.uint8], kind: str = "PNG") -> list[bytes]:
 
 def write_shard(
     path: Path,
-    images: NDArray[np.uint8] | list[bytes],
+    images: NDArray[Any] | list[bytes],
     labels: Any,
     *,
     image_type: pa.DataType | None = None,
@@ -36,8 +36,8 @@ def write_shard(
     """Raw images from an array, encoded ones from bytes. Metadata is what fits, unless replaced; None leaves it out."""
     said: dict[str, str | None] = {"label_names": json.dumps(["cat", "dog", "owl"])}
     if isinstance(images, np.ndarray):
-        said |= {"image_encoding": "raw uint8 HWC", "image_shape": json.dumps(list(images.shape[1:]))}
-        image_type = image_type or pa.binary(int(np.prod(images.shape[1:])))
+        said |= {"image_encoding": f"raw {images.dtype} HWC", "image_shape": json.dumps(list(images.shape[1:]))}
+        image_type = image_type or pa.binary(images[:1].nbytes or int(np.prod(images.shape[1:])))
         values = [image.tobytes() for image in images]
     else:
         said |= {"image_encoding": "png"}
@@ -55,3 +55,29 @@ def write_shard(
 
 def cycle(rows: int, classes: int = 3) -> list[int]:
     return [row % classes for row in range(rows)]
+
+
+def write_text(
+    path: Path, texts: list[str | None], *, column: str = "text", text_type: pa.DataType | None = None
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: pa.array(texts, text_type or pa.string())}), path)
+    return path
+
+
+def write_word_tokenizer(path: Path, words: list[str]) -> Path:
+    """A Hugging Face tokenizer.json of whole words, the unknown one first; written out: no library is needed."""
+    vocabulary = {word: token for token, word in enumerate(["[UNK]", *words])}
+    content = {
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
+    }
+    path.write_text(json.dumps(content))
+    return path

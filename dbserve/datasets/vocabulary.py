@@ -105,7 +105,7 @@ class ByteCodec:
         return np.frombuffer("".join(texts).encode(), dtype=np.uint8).astype(np.int64)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return bytes(tokens).decode(errors="replace")
+        return bytes(int(token) for token in tokens).decode(errors="replace")
 
 
 class TokenizerCodec:

@@ -10,6 +10,9 @@ from dbserve.contracts.job import Augmentation
 from dbserve.errors import ConfigInvalid
 from workers.data import Batch, Split, batches, normalise
 from workers.data.augment import augmented
+from workers.data.gather import MappedImages, MappedText, ResidentSplit
+from workers.data.order import Steps
+from workers.data.stream import order_of, resident
 
 
 def numbered(rows: int, shape: tuple[int, int, int] = (2, 3, 1)) -> Split:
@@ -135,6 +138,64 @@ def test_normalising_leaves_the_batch_as_it_was() -> None:
     assert images.unique().tolist() == [7]
 
 
+def test_float32_arrays_are_passed_on_as_they_are() -> None:
+    latents = torch.randn(2, 4, 3, 3)
+    assert normalise(latents) is latents
+
+
+def a_split(kind: str) -> Split:
+    random = np.random.default_rng(0)
+    match kind:
+        case "images":
+            return Split(random.integers(0, 256, (50, 4, 6, 3), dtype=np.uint8), np.arange(50))
+        case "channels first":
+            stored = random.integers(0, 256, (50, 3, 4, 6), dtype=np.uint8)
+            return Split(stored.transpose(0, 2, 3, 1), np.arange(50))
+        case "latents":
+            return Split(random.standard_normal((50, 4, 6, 5), dtype=np.float32), np.arange(50))
+        case _:
+            return Split.of_text(random.integers(0, 65_536, 500, dtype=np.uint16), 8)
+
+
+KINDS = ["images", "channels first", "latents", "text"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("start", [0, 17])
+def test_a_split_that_its_device_holds_gives_the_same_batches(kind: str, start: int) -> None:
+    split = a_split(kind)
+    mapped = taken(split, 30, start_step=start)
+    steps = Steps(order_of(split, seed=0, task="block-0"), batch_size=4)
+    held = list(itertools.islice(resident(ResidentSplit(split, torch.device("cpu")), steps, start), 30))
+    for one, other in zip(mapped, held, strict=True):
+        assert one.inputs.dtype == other.inputs.dtype
+        assert torch.equal(one.inputs, other.inputs)
+        assert (one.labels is None) == (other.labels is None)
+        assert one.labels is None or torch.equal(one.targets, other.targets)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_split_is_held_whole_even_when_it_is_brought_in_portions(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = a_split(kind)
+    places = np.arange(40)
+    whole = ResidentSplit(split, torch.device("cpu")).take(places)
+    monkeypatch.setattr("workers.data.gather._UPLOAD_BYTES", 100)
+    assert torch.equal(ResidentSplit(split, torch.device("cpu")).take(places)[0], whole[0])
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("images", 50 * 72 + 400), ("latents", 50 * 480 + 400), ("text", 2000)])
+def test_the_bytes_a_split_would_take_are_known_before_it_is_held(kind: str, expected: int) -> None:
+    assert ResidentSplit.bytes_of(a_split(kind)) == expected
+
+
+def test_a_cached_split_is_gathered_from_without_a_copy_of_it() -> None:
+    split = a_split("channels first")
+    assert np.shares_memory(MappedImages(split, pin=False).images, split.inputs)
+    text = a_split("text")
+    assert text.tokens is not None
+    assert np.shares_memory(MappedText(text, pin=False).windows, text.tokens)
+
+
 def drawn(augment: Augmentation, images: Any, step: int = 0) -> Any:
     """(N, C, H, W), from and to numpy."""
     return augmented(torch.from_numpy(images), augment, seed=0, task="t", step=step).numpy()
@@ -174,3 +235,17 @@ def test_augmentation_changes_with_the_step() -> None:
     both = Augmentation(crop_padding=2, flip=True)
     assert np.array_equal(drawn(both, images, 3), drawn(both, images, 3))
     assert not np.array_equal(drawn(both, images, 3), drawn(both, images, 4))
+
+
+def test_a_crop_that_leaves_the_image_altogether_is_black() -> None:
+    images = np.full((200, 1, 2, 2), 9, dtype=np.uint8)
+    found = drawn(Augmentation(crop_padding=16), images)
+    assert set(np.unique(found)) == {0, 9}
+    assert (found.reshape(200, -1).max(axis=1) == 0).any()
+
+
+def test_the_augmentation_of_a_step_is_the_same_for_ever() -> None:
+    """A change here would break the resume of every training that is under way."""
+    images = np.arange(1, 13, dtype=np.uint8).reshape(2, 1, 2, 3)
+    found = drawn(Augmentation(crop_padding=1, flip=True), images, 1)
+    assert found.tolist() == [[[[3, 2, 1], [6, 5, 4]]], [[[11, 12, 0], [0, 0, 0]]]]

@@ -24,33 +24,36 @@ class Taking(Protocol):
 
 
 class MappedImages:
-    """Gathers whole rows out of the memory map into one buffer, which a CUDA device can read by itself if pinned."""
+    """Gathers whole rows out of the memory map into one buffer, which a CUDA device can read by itself if pinned.
+
+    `images` (rows, C, H, W) are no copy where they lie channels first, as the cache keeps them.
+    """
 
     def __init__(self, split: Split, *, pin: bool) -> None:
-        self._images = np.ascontiguousarray(split.inputs.transpose(0, 3, 1, 2))  # (rows, C, H, W); no copy of a cache
+        self.images = np.ascontiguousarray(split.inputs.transpose(0, 3, 1, 2))  # (rows, C, H, W)
         self._labels = split.targets
-        self._dtype = torch.from_numpy(self._images[:0].copy()).dtype  # pyright: ignore[reportUnknownMemberType]
+        self._dtype = torch.from_numpy(self.images[:0].copy()).dtype  # pyright: ignore[reportUnknownMemberType]
         self._pin = pin
 
     def take(self, places: NDArray[np.int64]) -> Rows:
-        images = torch.empty((len(places), *self._images.shape[1:]), dtype=self._dtype, pin_memory=self._pin)
+        images = torch.empty((len(places), *self.images.shape[1:]), dtype=self._dtype, pin_memory=self._pin)
         labels = torch.empty(len(places), dtype=torch.int64, pin_memory=self._pin)
         # "clip" spares a copy that "raise" makes of the buffer; an order's places are rows
-        np.take(self._images, places, axis=0, out=images.numpy(), mode="clip")
+        np.take(self.images, places, axis=0, out=images.numpy(), mode="clip")
         np.take(self._labels, places, out=labels.numpy(), mode="clip")
         return images, labels
 
 
 class MappedText:
-    """Gathers windows out of the mapped stream."""
+    """Gathers windows out of the mapped stream; `windows` (places, T) is no copy of it."""
 
     def __init__(self, split: Split, *, pin: bool) -> None:
-        self._windows = sliding_window_view(_stream(split), split.inputs.shape[1])  # (places, T), no copy
+        self.windows = sliding_window_view(_stream(split), split.inputs.shape[1])  # (places, T), no copy
         self._pin = pin
 
     def take(self, places: NDArray[np.int64]) -> Rows:
-        tokens = torch.empty((len(places), self._windows.shape[1]), dtype=torch.int64, pin_memory=self._pin)
-        tokens.numpy()[...] = self._windows[places]
+        tokens = torch.empty((len(places), self.windows.shape[1]), dtype=torch.int64, pin_memory=self._pin)
+        tokens.numpy()[...] = self.windows[places]
         return tokens, None
 
 
