@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.method.partition import block_of, equal_mass_edges, log_uniform_edges, training_interval
+from workers.method.partition import (
+    block_of,
+    equal_mass_edges,
+    interval_mass,
+    log_uniform_edges,
+    masking_edges,
+    masking_training_interval,
+    training_interval,
+)
 
 counts = st.integers(1, 16)
 means = st.floats(-3.0, 3.0)
@@ -114,3 +122,35 @@ def test_overlap_widens_by_its_share_of_the_blocks_width_in_log_sigma() -> None:
     assert training_interval(edges, 1, 0.1) == pytest.approx((10.0 / 10**0.1, 100.0 * 10**0.1))
     assert training_interval(edges, 0, 0.1) == pytest.approx((100.0 / 10**0.1, 1000.0))
     assert training_interval(edges, 2, 0.0) == (1.0, 10.0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.002, 0.3), (0.3, 80.0), (20.0, 80.0), (1e-6, 1e-5)])
+def test_an_intervals_mass_is_the_densitys_integral_in_both_tails(low: float, high: float) -> None:
+    expected = normal_mass(low, high, -1.2, 1.2) / (1.2 * math.sqrt(2 * math.pi))
+    assert interval_mass(low, high, p_mean=-1.2, p_std=1.2) == pytest.approx(expected, rel=1e-3)
+
+
+def test_far_beyond_the_mean_the_mass_is_not_rounded_to_nothing() -> None:
+    assert interval_mass(2e5, 1e6, p_mean=-1.2, p_std=1.2) > 0.0
+
+
+@given(counts, st.floats(0.001, 0.2), st.floats(0.5, 1.0))
+def test_masking_edges_fall_by_equal_steps(count: int, t_min: float, t_max: float) -> None:
+    edges = masking_edges(count, t_min=t_min, t_max=t_max)
+    assert (edges[0], edges[-1], len(edges)) == (t_max, t_min, count + 1)
+    assert [high - low for high, low in pairwise(edges)] == pytest.approx([(t_max - t_min) / count] * count)
+
+
+def test_a_mask_is_never_more_than_certain() -> None:
+    with pytest.raises(ValueError, match="at most 1"):
+        masking_edges(2, t_min=0.1, t_max=1.01)
+
+
+def test_masking_widens_linearly_and_lets_the_last_block_see_more_masks() -> None:
+    edges = (1.0, 0.6, 0.2, 0.1)
+    assert masking_training_interval(edges, 1, 0.1) == pytest.approx((0.2 - 0.04, 0.6 + 0.04))
+    assert masking_training_interval(edges, 0, 0.1) == pytest.approx((0.6 - 0.04, 1.0))
+    assert masking_training_interval(edges, 2, 0.1) == pytest.approx((0.1, 0.2 + 0.01))
+    assert masking_training_interval(edges, 2, 0.1, low_reach=0.5) == pytest.approx((0.1, 0.5))
+    assert masking_training_interval(edges, 1, 0.1, low_reach=0.9) == pytest.approx((0.2 - 0.04, 0.6 + 0.04))
+    assert masking_training_interval(edges, 2, 0.0, low_reach=2.0) == (0.1, 1.0)

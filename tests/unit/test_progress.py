@@ -65,3 +65,12 @@ def test_the_memory_ratio_is_measured_when_every_block_and_the_baseline_were() -
     assert measured_memory_ratio(job(block__0=first, block__1=second)) is None
     assert measured_memory_ratio(job(block__0=first, end_to_end=whole)) is None
     assert measured_memory_ratio(job(block__0=first, block__1=second, end_to_end=whole)) == pytest.approx(0.4)
+
+
+def test_a_data_parallel_task_takes_a_batch_for_each_worker_in_one_step_and_has_all_layers() -> None:
+    spec = small_spec(evaluation={"baselines": ["data_parallel", "shallow_long"]})
+    done = {"block__0": dict(SUCCEEDED), "block__1": dict(SUCCEEDED)}
+    job = snapshot(spec, **done, shallow_long=dict(SUCCEEDED), data_parallel=running(0, 64.0))  # 10 steps of 2 x 32
+    assert eta_seconds(job) == pytest.approx(10.0)
+    waiting = snapshot(spec, **done, shallow_long=running(20, 64.0))  # 10 s left; then 10 steps of twice the layers
+    assert eta_seconds(waiting) == pytest.approx(10.0 + 10.0)

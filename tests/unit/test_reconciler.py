@@ -18,7 +18,7 @@ from dbserve.contracts.status import (
     TaskState,
 )
 from dbserve.lifecycle import new_tasks
-from dbserve.reconciler import Action, GiveUp, Launch, Note, Stop, decide
+from dbserve.reconciler import Action, GiveUp, Launch, Note, Stop, decide, task_resources
 from tests.jobs import small_plan, small_spec
 
 NOW = 1000.0
@@ -59,6 +59,17 @@ SUCCEEDED: dict[str, object] = {"state": TaskState.SUCCEEDED}
 
 def test_blocks_of_a_new_job_are_launched_and_what_needs_them_waits() -> None:
     assert [action.run.task for action in decided([a_job()]) if isinstance(action, Launch)] == ["block-0", "block-1"]
+
+
+def test_a_task_of_several_workers_holds_what_all_of_them_need_and_assembly_needs_no_gpu() -> None:
+    spec = small_spec(
+        resources={"cpus_per_block": 2.0, "gpus_per_block": 0.5}, evaluation={"baselines": ["data_parallel"]}
+    )
+    plan = small_plan(spec)
+    held = {task.name: task_resources(task, spec.resources) for task in plan.tasks}
+    assert held["block-0"] == Resources(2.0, 0.5)
+    assert held["data_parallel"] == Resources(4.0, 1.0)
+    assert held["assembly"] == Resources(1.0, 0.0)
 
 
 def test_nothing_is_launched_beyond_what_the_cluster_has() -> None:

@@ -26,7 +26,7 @@ def equal_mass_edges(
     # Beyond the mean the mass is counted from the far side, where floats still resolve it.
     mirrored = math.log(sigma_min) > p_mean
     sign = -1.0 if mirrored else 1.0
-    q_low, q_high = (NormalDist().cdf(sign * (math.log(sigma) - p_mean) / p_std) for sigma in (sigma_min, sigma_max))
+    q_low, q_high = (_tail(sign * (math.log(sigma) - p_mean) / p_std) for sigma in (sigma_min, sigma_max))
     edges = [sigma_max]
     for block in range(1, count):
         mass = q_high + block / count * (q_low - q_high)
@@ -41,9 +41,8 @@ def equal_mass_edges(
 
 def interval_mass(low: float, high: float, *, p_mean: float, p_std: float) -> float:
     """Probability that the log-normal of sigma lies in (low, high], counted from the tail that floats resolve."""
-    normal = NormalDist()
     below, above = ((math.log(sigma) - p_mean) / p_std for sigma in (low, high))
-    return normal.cdf(-below) - normal.cdf(-above) if below > 0 else normal.cdf(above) - normal.cdf(below)
+    return _tail(-below) - _tail(-above) if below > 0 else _tail(above) - _tail(below)
 
 
 def log_uniform_edges(count: int, *, sigma_min: float, sigma_max: float) -> tuple[float, ...]:
@@ -100,6 +99,11 @@ def block_of(sigma: float, edges: Sequence[float]) -> int:
     if not edges[-1] <= sigma <= edges[0]:
         raise ValueError(f"sigma={sigma:g} lies outside [{edges[-1]:g}, {edges[0]:g}]")
     return bisect_right(edges[1:-1], -sigma, key=neg)
+
+
+def _tail(x: float) -> float:
+    """Mass of the standard normal below x. erfc resolves the far tail, where Python 3.11's NormalDist.cdf is 0."""
+    return 0.5 * math.erfc(-x / math.sqrt(2.0))
 
 
 def _check_range(count: int, sigma_min: float, sigma_max: float) -> None:
