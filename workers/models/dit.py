@@ -194,7 +194,7 @@ NETWORK = Footprint(
     " + stem_parameters + label_parameters + head_parameters",
     activations="layers * kept_bytes + around_bytes",
     checkpointed="(layers - 1) * residual_bytes + kept_bytes + around_bytes",
-    hidden_matrices="layers * layer_matrices",
+    hidden_matrices="layers * (layer_matrices + modulated * modulation_matrices)",
 )
 
 

@@ -197,6 +197,12 @@ DEFINITIONS = (
         "(layers - 1) * layer_bytes + last_layer_bytes + patch_bytes + readout_bytes"
         " + copied * (layers * layer_matrices + width * classes)",
     ),
+    ("residual_bytes", "4 * batch * tokens * width"),
+)
+# Recomputed, every layer keeps its input alone; then what one layer saves besides, while it is computed anew.
+CHECKPOINTED = (
+    "(layers - 1) * residual_bytes + (layer_bytes if layers > 1 else last_layer_bytes)"
+    " + patch_bytes + readout_bytes + copied * (layer_matrices + width * classes)"
 )
 DENOISER = Footprint(
     parameters="layers * (layer_parameters + modulation_parameters + (1 - modulated) * norm_parameters)"
@@ -204,10 +210,16 @@ DENOISER = Footprint(
     activations="plain_bytes + modulated * ((layers - 1) * modulation_bytes + last_modulation_bytes)"
     f" + batch * bytes * ({2 * FREQUENCIES} + 2 * width + code_dim)"
     " + copied * (layers * modulation_matrices + width * width)",
+    checkpointed=f"{CHECKPOINTED} + modulated * (modulation_bytes if layers > 1 else last_modulation_bytes)"
+    f" + batch * bytes * ({2 * FREQUENCIES} + 2 * width + code_dim)"
+    " + copied * (modulated * modulation_matrices + width * width)",
+    hidden_matrices="layers * (layer_matrices + modulated * modulation_matrices)",
 )
 BASELINE = Footprint(
     parameters="layers * (layer_parameters + norm_parameters) + stem_parameters + head_parameters",
     activations="plain_bytes",
+    checkpointed=CHECKPOINTED,
+    hidden_matrices="layers * layer_matrices",
 )
 
 
