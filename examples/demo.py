@@ -105,8 +105,9 @@ def _fetch_model(url: str, model_id: str) -> None:
 
 def _conclude(report: dict[str, Any]) -> None:
     quality, memory = report["quality"], report["memory"]
-    for name in ("chain", "product_of_experts", "first_block", "end_to_end", "shallow_ensemble", "shallow_single"):
-        if (score := quality[name]) is not None:
+    baselines = ("end_to_end", "shallow_ensemble", "shallow_single", "shallow_long", "data_parallel")
+    for name in ("chain", "product_of_experts", "first_block", *baselines):
+        if (score := quality.get(name)) is not None:
             accuracy, error = 100 * score["accuracy"], 100 * score["standard_error"]
             print(f"  {name:20} {accuracy:5.1f} % ± {error:.1f}   {score['layer_evaluations']:3d} layer evaluations")
     print(f"  memory of one block / end-to-end: {memory['ratio']:.3f} ({memory['ratio_kind']})")

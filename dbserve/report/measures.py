@@ -64,13 +64,16 @@ def amount(metric: Metric, value: float | None, error: float | None = None) -> s
     """The value with the digits that its standard error leaves meaningful, without its unit."""
     if value is None or not math.isfinite(value):
         return MISSING
+    value = float(value)
     if metric.unit in _IN_BYTES:
         return byte_size(value)
     if abs(value) >= _PLAIN:
         return significant(value)
     if metric.unit.startswith(_IN_THREE_DECIMALS):
         return decimal(value, max(3, _meaningful(error) if error else 3))
-    return decimal(value, _meaningful(error)) if error else significant(value)
+    if error:
+        return decimal(value, _meaningful(error))
+    return decimal(value, 0) if value.is_integer() else significant(value)  # a count has no decimals
 
 
 def against(metric: Metric, one: Margin, *, unit: bool = False) -> str:

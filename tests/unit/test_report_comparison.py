@@ -172,6 +172,8 @@ def test_bits_have_three_decimals_and_other_values_what_their_error_leaves() -> 
     assert written(BITS, Measured(value=2.7), unit=True) == "2.700 bits/character"
     assert written(LOWER, Measured(value=22.1234, standard_error=0.6)) == "22.1\u00a0±\u00a00.6"
     assert written(LOWER, Measured(value=12345.6, standard_error=12.0)) == "12\u202f346\u00a0±\u00a012"
+    assert written(LOWER, Measured(value=17.0)) == "17"
+    assert written(LOWER, Measured(value=-0.00213)) == "−0.00213"
     assert written(LOWER, None) == written(LOWER, Measured(value=math.nan)) == "n/a"
 
 
