@@ -1,6 +1,7 @@
 """All the rest asks of an architecture. What its batches and answers are is its own affair, and its family's."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from dbserve.contracts.card import ArchitectureCard
 from dbserve.contracts.plan import Contract
 from workers.data import Batch
+from workers.method.ode import Denoiser, OdeSampler
 from workers.method.sampler import ChainInit
 
 # A batch and the generator of the step's noise, both on the network's device -> mean loss, a float32 scalar, in nats
@@ -65,4 +67,24 @@ class Classifier(Architecture, Protocol):
 
     def chain_init(self, contract: Contract) -> ChainInit:
         """Where the chain starts at sigma_max."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an architecture makes its images."""
+
+    sampler: OdeSampler
+    guidance: float  # scale of classifier-free guidance; 1: none
+
+
+class ImageGenerator(Architecture, Protocol):
+    """An architecture of the family "generation": its networks, blocks and baselines alike, estimate the image of a
+    class behind a noised one."""
+
+    def sampling(self, contract: Contract) -> Sampling: ...
+
+    def of_classes(self, network: nn.Module, labels: Tensor, guidance: float) -> Denoiser:
+        """The network's D(z, sigma) for images of these classes (N,), with guidance where its scale is not 1:
+        z (N, C, H, W) and sigma (N,) -> (N, C, H, W), float32."""
         ...
