@@ -28,8 +28,9 @@ from torch import Tensor
 
 from workers.method.partition import block_of
 
-# (block, tokens (N, T) of which some are the mask) -> logits or log-probabilities (N, T, V), no column for the mask.
-Predict = Callable[[int, Tensor], Tensor]
+# (block, tokens (N, T) of which some are the mask, places (N, T) bool) -> logits or log-probabilities (K, V) of the K
+# tokens asked for, row by row; there is no column for the mask.
+Predict = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def stratified_levels(count: int, interval: tuple[float, float], *, generator: torch.Generator) -> Tensor:
@@ -121,8 +122,8 @@ def unmasked(
         rows = uncovered.any(dim=1).nonzero()[:, 0]
         if not len(rows):
             continue
-        chances = predict(block_of(level, edges), text[rows]).float().softmax(dim=2)  # (n, T, V)
         place = uncovered[rows]
-        drawn = torch.multinomial(chances[place], 1, generator=generator)[:, 0]
+        chances = predict(block_of(level, edges), text[rows], place).float().softmax(dim=1)  # (K, V)
+        drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
         text[rows] = text[rows].masked_scatter(place, drawn)
     return text

@@ -80,6 +80,10 @@ class MaskedTransformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return F.linear(self.features(tokens), self.table)
 
+    def logits_at(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """The logits of some tokens alone: places (N, T) bool, K of them true -> (K, V)."""
+        return F.linear(self.features(tokens)[places], self.table)
+
     def features(self, tokens: Tensor) -> Tensor:
         """(N, T) -> (N, T, D), of which the logits are the products with `table`."""
         scale = INPUT_STD / LOGIT_STD * self.width**0.5
