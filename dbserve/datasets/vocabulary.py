@@ -81,9 +81,9 @@ class CharacterCodec:
     """One token a character."""
 
     def __init__(self, symbols: Sequence[str]) -> None:
-        self._symbols = np.array(symbols, dtype=np.str_)
+        self._symbols = code_points(symbols)
         self._token_of = np.full(_CODE_POINTS, -1, dtype=np.int64)
-        self._token_of[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
+        self._token_of[self._symbols] = np.arange(len(symbols))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         tokens = self._token_of[code_points(texts)]
@@ -95,7 +95,7 @@ class CharacterCodec:
         return tokens
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return "".join(self._symbols[np.fromiter(tokens, dtype=np.int64)])
+        return self._symbols[_numbers(tokens)].tobytes().decode("utf-32-le")
 
 
 class ByteCodec:
@@ -105,7 +105,7 @@ class ByteCodec:
         return np.frombuffer("".join(texts).encode(), dtype=np.uint8).astype(np.int64)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return bytes(int(token) for token in tokens).decode(errors="replace")
+        return _numbers(tokens).astype(np.uint8).tobytes().decode(errors="replace")
 
 
 class TokenizerCodec:
@@ -136,12 +136,16 @@ class TokenizerCodec:
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return cast("str", self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False))
+        return cast("str", self._tokenizer.decode(_numbers(tokens).tolist(), skip_special_tokens=False))
 
 
 def code_points(texts: Sequence[str]) -> NDArray[np.uint32]:
     """The code points of the texts, one after the other."""
     return np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
+
+
+def _numbers(tokens: Iterable[int]) -> NDArray[np.int64]:
+    return np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens), dtype=np.int64)
 
 
 def named(character: str) -> str:
