@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 LOOPBACK = "127.0.0.1"
-START = timedelta(seconds=120)  # in which all workers must have started
+START = timedelta(minutes=10)  # in which all workers must have started
 
 
 class Workers(Protocol):

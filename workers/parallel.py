@@ -13,9 +13,9 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import IO, Any, cast
 
 import numpy as np
@@ -28,9 +28,10 @@ from dbserve.contracts.plan import JobPlan, TaskPlan
 from dbserve.errors import ConfigInvalid, DbserveError, WorkerLost
 from workers.checkpoint import TrainingState
 from workers.data import Dataset
-from workers.group import Together, leading_store, process_group
+from workers.group import START, Together, leading_store, process_group
 
 STOP_SECONDS = 10.0
+_LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -124,22 +125,19 @@ def _start(rank: int, threads: int) -> _Follower:
 def _tell(follower: _Follower, orders: Orders) -> None:
     pipe = follower.process.stdin
     assert pipe is not None
-    letter = io.BytesIO()
-    _Pickler(letter, protocol=pickle.HIGHEST_PROTOCOL).dump(orders)
-    pipe.write(letter.getbuffer())
+    pipe.write(pickled(orders))
     pipe.flush()
 
 
 def _await_all(store: Any, followers: Sequence[_Follower]) -> None:
-    """Until every one has read its orders. Raises what the store raises when one is late, or an error when one died."""
-    for follower in followers:
-        while True:
-            try:
-                store.wait([ready_key(follower.rank)], timedelta(seconds=1))
-                break
-            except Exception:
-                if _dead(followers) is not None:
-                    raise
+    """Until every one has read its orders; TimeoutError when one is late, ChildProcessError when one has died."""
+    deadline = time.monotonic() + START.total_seconds()
+    while not store.check([ready_key(follower.rank) for follower in followers]):
+        if _dead(followers) is not None:
+            raise ChildProcessError("a worker ended before it began")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not all workers were ready after {START.total_seconds():.0f} s")
+        time.sleep(_LOOK_SECONDS)
 
 
 def ready_key(rank: int) -> str:
@@ -174,6 +172,12 @@ def _stop(followers: Sequence[_Follower]) -> None:
             follower.process.kill()
             follower.process.wait()
         follower.said.close()
+
+
+def pickled(content: object) -> bytes:
+    letter = io.BytesIO()
+    _Pickler(letter, protocol=pickle.HIGHEST_PROTOCOL).dump(content)
+    return letter.getvalue()
 
 
 class _Pickler(pickle.Pickler):

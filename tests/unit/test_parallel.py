@@ -1,0 +1,132 @@
+"""Several workers on one task. Every test starts real processes."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from dbserve.errors import NonfiniteLoss, WorkerLost
+from tests.training import dataset, planned, run, same, spec_of
+from workers.checkpoint import TrainingState
+from workers.data import Dataset, Split
+from workers.parallel import pickled
+from workers.trainer import StepReport, build_network, train_block
+
+TASK = "data_parallel"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def followers(parent: int) -> list[psutil.Process]:
+    children = psutil.Process(parent).children(recursive=True)
+    return [child for child in children if "workers.follower" in child.cmdline()]
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Whether it became true within a minute."""
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def by_one_worker(**training: Any) -> list[tuple[StepReport, TrainingState]]:
+    """The same task on one worker, which takes both workers' rows of a step."""
+    spec = spec_of(training={"steps": 8, "batch_size": 64, **training})
+    plan = planned(spec)
+    task = plan.task(TASK).model_copy(update={"workers": 1})
+    return [(report, report.capture()) for report in train_block(spec, plan, task, dataset())]
+
+
+def test_two_workers_train_what_one_with_both_their_batches_would_and_resume_bit_for_bit() -> None:
+    spec = spec_of(training={"steps": 8, "ema": 0.9}, options={"dropout": 0.0})
+    whole = run(spec, TASK)
+    assert [report.samples for report, _ in whole] == [64, 128, 192, 256]
+    assert not followers(os.getpid())
+
+    in_two_parts = by_one_worker(accumulate=2, ema=0.9)
+    assert [report.loss for report, _ in whole] == [report.loss for report, _ in in_two_parts]
+    assert same(whole[-1][1], in_two_parts[-1][1])
+    at_once = by_one_worker(ema=0.9)
+    for name, tensor in at_once[0][1].weights.items():
+        torch.testing.assert_close(whole[0][1].weights[name], tensor, atol=2e-5, rtol=0)
+
+    resumed = run(spec, TASK, state=whole[1][1])
+    assert [report.step for report, _ in resumed] == [3, 4]
+    assert same(resumed[-1][1], whole[-1][1])
+
+
+def test_a_worker_that_dies_ends_the_task_naming_its_rank_and_leaves_no_process() -> None:
+    spec = spec_of(training={"steps": 10_000})
+    plan = planned(spec)
+    training = train_block(spec, plan, plan.task(TASK), dataset())
+    next(training)
+    (other,) = followers(os.getpid())
+    other.send_signal(signal.SIGKILL)
+    with pytest.raises(WorkerLost, match=r"data_parallel: worker 1 of 2 died \(signal 9\)"):
+        for _ in training:
+            pass
+    assert not followers(os.getpid())
+
+
+def test_a_training_that_is_closed_ends_its_workers() -> None:
+    spec = spec_of(training={"steps": 10_000})
+    plan = planned(spec)
+    training = train_block(spec, plan, plan.task(TASK), dataset())
+    next(training)
+    assert len(followers(os.getpid())) == 1
+    training.close()
+    assert not followers(os.getpid())
+
+
+def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = (
+        "from tests.training import *\n"
+        "spec = spec_of(training={'steps': 1_000_000})\n"
+        "plan = planned(spec)\n"
+        "for report in train_block(spec, plan, plan.task('data_parallel'), dataset()):\n"
+        "    if report.step == 1: print('stepping', flush=True)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"stepping\n"
+        others = followers(parent.pid)
+        assert len(others) == 1
+    finally:
+        parent.kill()
+        parent.communicate()
+    assert until(lambda: not any(other.is_running() and other.status() != psutil.STATUS_ZOMBIE for other in others))
+
+
+def test_a_loss_that_is_no_number_at_one_worker_stops_them_all() -> None:
+    spec = spec_of()
+    plan = planned(spec)
+    poisoned = build_network(spec, plan, plan.task(TASK)).state_dict()
+    poisoned["head.bias"] = torch.full_like(poisoned["head.bias"], torch.nan)
+    with pytest.raises(NonfiniteLoss, match="data_parallel: the loss of step 1"):
+        run(spec, TASK, initial_weights=poisoned)
+    assert not followers(os.getpid())
+
+
+def test_mapped_rows_travel_as_the_name_of_their_file(tmp_path: Path) -> None:
+    rows = np.arange(40_000, dtype=np.uint8).reshape(100, 20, 20, 1)
+    rows.tofile(tmp_path / "rows.bin")
+    mapped = np.memmap(tmp_path / "rows.bin", dtype=np.uint8, mode="r", shape=rows.shape).view(np.ndarray)
+    split = Split(inputs=mapped[10:60], labels=np.arange(50))
+    letter = pickled(Dataset(train=split, validation=split, test=split))
+    assert len(letter) < 4_000
+    assert np.array_equal(pickle.loads(letter).train.inputs, rows[10:60])
