@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dbserve.contracts.report import BlockFacts, Comparison, Measured, Metric, Report, Sample
+from dbserve.contracts.report import BlockFacts, Comparison, LossCurve, LossPoint, Measured, Metric, Report, Sample
 from dbserve.report.comparison import comparison_table
 from dbserve.report.measures import margin, written
 from dbserve.report.page import render
@@ -131,7 +131,8 @@ def test_a_loss_without_a_unit_is_not_given_one_and_nobody_guesses() -> None:
     assert "Weighted squared error" in html
     assert "nats" not in html
     assert "In nats" in render(masked_text())
-    for report in (generation(), masked_text()):
+    around = LossCurve(task="block-0", points=(LossPoint(step=1, loss=9.0), LossPoint(step=2, loss=0.1)))
+    for report in (generation(loss=(around,)), masked_text(loss=(around,), classes=10)):
         assert "loss of guessing" not in render(report)
 
 
@@ -226,6 +227,11 @@ def test_only_a_lead_beyond_noise_is_bold(theirs: object, best: bool) -> None:
     assert comparison_table(quality_of(fight((2.71, 0.011), theirs))).rows[1].best is best
 
 
+def test_nobody_is_best_of_one() -> None:
+    alone = changed(masked_text(), contestants=(contestant("blocks", "Blocks", bits=(2.7, 0.01)),))
+    assert not comparison_table(quality_of(alone)).rows[0].best
+
+
 def test_a_metric_s_note_and_direction_can_be_read_without_a_pointer() -> None:
     text = shown(masked_text()).text
     assert "Bits per character An upper bound. Lower is better." in text
@@ -298,6 +304,8 @@ def test_a_picture_is_drawn_whole_pixel_by_pixel_and_described() -> None:
         "",
         "not base64!",
         png()[:-3] + "\n==",
+        png()[:20] + "!" + png()[20:],
+        base64.b64encode(b"x" * 12 + b"IHDR" + b"1" * 8).decode(),
         base64.b64encode(b"<svg onload=alert(1)>").decode(),
         base64.b64encode(b"\x89PNG\r\n\x1a\n").decode(),
         png(0, 4),
