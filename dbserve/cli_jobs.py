@@ -33,14 +33,14 @@ def plan(
             with connected(server, api_key) as client:
                 found = client.plan(spec)
         else:
+            from dbserve.conversion import with_source
             from dbserve.datasets import inspect
             from dbserve.planner import load_card, plan_job
             from dbserve.settings import read_settings
 
             card = load_card(spec.architecture.kind)
-            found = plan_job(
-                spec, card, inspect(spec.data, modality=card.modality, cache_dir=read_settings().cache_dir)
-            )
+            facts = inspect(spec.data, modality=card.modality, cache_dir=read_settings().cache_dir)
+            found = plan_job(with_source(spec, facts), card, facts)
     if as_json:
         print_json(found)
     else:

@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dbserve.contracts.job import DataSpec, JobSpec
+from dbserve.contracts.job import JobSpec
 from dbserve.errors import Fault, SpecInvalid
 from dbserve.plaintree import pointer, read_json, read_yaml
 
@@ -31,7 +31,14 @@ def parse_job(text: bytes, form: Format) -> JobSpec:
 def read_job(text: bytes, *, form: Format, directory: Path) -> JobSpec:
     """The job of a file in `directory`: its local relative uris mean files there. Raises SpecInvalid."""
     spec = parse_job(text, form)
-    return spec.model_copy(update={"data": _anchored(spec.data, directory)})
+    source = _anchored(spec.architecture.source, directory)
+    uris = {name: _anchored(getattr(spec.data, name), directory) for name in ("uri", "test_uri", "tokenizer")}
+    return spec.model_copy(
+        update={
+            "architecture": spec.architecture.model_copy(update={"source": source}),
+            "data": spec.data.model_copy(update=uris),
+        }
+    )
 
 
 def digest(spec: JobSpec) -> str:
@@ -40,13 +47,10 @@ def digest(spec: JobSpec) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _anchored(data: DataSpec, directory: Path) -> DataSpec:
-    def anchor(uri: str | None) -> str | None:
-        if uri is None or "://" in uri or uri.startswith("builtin:"):
-            return uri
-        return str((directory / Path(uri).expanduser()).resolve())
-
-    return data.model_copy(update={"uri": anchor(data.uri), "test_uri": anchor(data.test_uri)})
+def _anchored(uri: str | None, directory: Path) -> str | None:
+    if uri is None or "://" in uri or uri.startswith("builtin:"):
+        return uri
+    return str((directory / Path(uri).expanduser()).resolve())
 
 
 def faults(invalid: ValidationError, tree: object) -> tuple[Fault, ...]:

@@ -19,6 +19,7 @@ from dbserve.errors import CheckpointInvalid, StaleRun
 from dbserve.store import JobStore
 from workers.allocation import keep_freed_memory
 from workers.checkpoint import TrainingState, answering_weights, load, save, verify
+from workers.conversion import initial_weights
 from workers.data import Dataset
 from workers.pulse import Pulse, patiently
 from workers.trainer import train_block
@@ -52,7 +53,7 @@ class TrainingAttempt:
         """
         run = self._task.run
         state = self._newest_whole_checkpoint()
-        initial = self._trunk_weights(trunk) if state is None and trunk is not None else None
+        initial = self._first_weights(trunk) if state is None else None
         saving: Future[None] | None = None
         steps = train_block(
             self._spec,
@@ -87,6 +88,12 @@ class TrainingAttempt:
             log.info("resumed from the checkpoint of step %d (attempt %d)", ref.step, ref.attempt)
             return state
         return None
+
+    def _first_weights(self, trunk: CheckpointRef | None) -> dict[str, Tensor] | None:
+        """The trunk's, or those of the job's source; None: they are drawn."""
+        if trunk is not None:
+            return self._trunk_weights(trunk)
+        return initial_weights(self._spec, self._plan, self._plan.task(self._task.run.task))
 
     def _trunk_weights(self, trunk: CheckpointRef) -> dict[str, Tensor]:
         """What the trunk would answer with: the average where one is kept. A block's schedule starts anew, so the

@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
+from dbserve.conversion import with_source
 from dbserve.datasets import inspect
 from dbserve.jobfile import Format, parse_job
 from dbserve.planner import load_card, plan_job
@@ -53,4 +54,5 @@ async def plan(spec: JobSpec, settings: Settings) -> JobPlan:
 
 def _plan(spec: JobSpec, settings: Settings) -> JobPlan:
     card = load_card(spec.architecture.kind)
-    return plan_job(spec, card, inspect(spec.data, modality=card.modality, cache_dir=settings.cache_dir))
+    facts = inspect(spec.data, modality=card.modality, cache_dir=settings.cache_dir)
+    return plan_job(with_source(spec, facts), card, facts)

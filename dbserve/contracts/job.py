@@ -26,6 +26,11 @@ class ArchitectureSpec(Strict, frozen=True):
 
     kind: str = Field(min_length=1, max_length=63)
     options: dict[str, JsonValue] = Field(default_factory=dict)
+    source: Uri | None = Field(
+        default=None,
+        description="a local directory with an existing network (config.json of transformers or diffusers, perhaps "
+        "safetensors): its settings become options, and every block starts from its own layers of it",
+    )
 
 
 class Augmentation(Strict, frozen=True):

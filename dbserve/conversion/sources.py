@@ -1,0 +1,87 @@
+"""The directory of an existing network: where it is, and its settings with their types checked."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from dbserve.errors import ConfigInvalid
+
+POINTER = "/architecture/source"
+MAX_JSON_BYTES = 64 * 1024 * 1024  # of a config or an index
+
+
+def source_directory(uri: str) -> Path:
+    """The local directory that a source names; ConfigInvalid where it is none."""
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme != "file":
+        raise ConfigInvalid(f"source is a local directory, not {scheme}://: download the network first", POINTER)
+    directory = Path(rest if separator else uri)
+    if not directory.is_dir():
+        raise ConfigInvalid(f"there is no directory {directory}", POINTER)
+    return directory
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file; ConfigInvalid where it is missing, too large or something else."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ConfigInvalid(f"{path} is larger than {MAX_JSON_BYTES:,} bytes", POINTER)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigInvalid(f"{path.parent} holds no {path.name}", POINTER) from error
+    except (OSError, ValueError) as error:
+        raise ConfigInvalid(f"{path} cannot be read: {error}", POINTER) from error
+    if not isinstance(found, dict):
+        raise ConfigInvalid(f"{path} holds no JSON object", POINTER)
+    return cast(dict[str, Any], found)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """config.json. What it leaves out is its library's default; everything wrong with it is ConfigInvalid."""
+
+    values: Mapping[str, Any]
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """A whole number of at least 1."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.refused(name, "must be a whole number of at least 1")
+        return value
+
+    def side(self, name: str, default: int) -> int:
+        """The side of a square: a number, or two equal ones."""
+        value = self._value(name, default)
+        sides = cast(list[Any], value) if isinstance(value, list) else [value]
+        if len(sides) not in (1, 2) or any(type(side) is not int or side < 1 or side != sides[0] for side in sides):
+            raise self.refused(name, "must be the side of a square")
+        return sides[0]
+
+    def number(self, name: str, default: float) -> float:
+        """A number above 0."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise self.refused(name, "must be a number above 0")
+        return float(value)
+
+    def choice(self, name: str, default: str, ours: Mapping[str, str]) -> str:
+        """Our word for one of theirs."""
+        value = self._value(name, default)
+        if not isinstance(value, str) or value not in ours:
+            raise self.refused(name, f"is none that we have ({', '.join(ours)})")
+        return ours[value]
+
+    def only(self, name: str, wanted: Any, reason: str) -> None:
+        """Refuses every value but one, which is the library's default as well."""
+        if self._value(name, wanted) != wanted:
+            raise self.refused(name, reason)
+
+    def refused(self, name: str, reason: str) -> ConfigInvalid:
+        """The error of a setting."""
+        return ConfigInvalid(f"config.json: {name} = {json.dumps(self.values.get(name))}: {reason}", POINTER)
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self.values.get(name, default)
+        return default if value is None else value
