@@ -5,6 +5,7 @@ No time conditioning: how many masks it sees tells a network the level t. So a b
 one kind; a block learns its interval of t, the baseline the whole range.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, cast
@@ -23,9 +24,11 @@ from workers.models.encoder import LAYER_DEFINITIONS, Layer, LayerShape
 from workers.models.protocol import Loss
 
 MASK_ROWS = 1  # of the embedding, after the vocabulary's
-LOGIT_STD = 0.3  # of a fresh network: near ln V, and not yet sure of anything
-INPUT_STD = 1.0  # of an embedded token as it enters the layers
-POSITION_STD = 0.5
+# Small: the first norm scales what enters, and a step of the optimizer is then large beside it. At the size of one, or
+# with random positions of 0.1, a small network was slower to find out that it may look at a token's neighbours.
+LOGIT_STD = 0.3  # of a fresh network; the embedding is the output matrix too, and its size follows
+POSITION_STD = 1.5  # of a position's size, in that of the embedding
+LONGEST = 1000.0  # wavelength of the positions, in turns of the shortest
 
 
 class Options(BaseModel, frozen=True):
@@ -70,10 +73,10 @@ class MaskedTransformer(nn.Module):
         vocabulary, length = contract.tokens
         self.vocabulary = vocabulary.size
         self.mask = options.table or vocabulary.size
-        self.width = options.width
         self.embedding = nn.Embedding(self.mask + MASK_ROWS, options.width)
-        nn.init.normal_(self.embedding.weight, std=LOGIT_STD * options.width**-0.5)
-        self.positions = nn.Parameter(POSITION_STD * torch.randn(1, options.positions or length, options.width))
+        scale = LOGIT_STD * options.width**-0.5
+        nn.init.normal_(self.embedding.weight, std=scale)
+        self.positions = nn.Parameter(POSITION_STD * scale * _sinusoids(options.positions or length, options.width))
         self.layers = nn.ModuleList(Layer(options.shape, updated=None, modulated=False) for _ in range(layers))
         self.norm = nn.LayerNorm(options.width)
 
@@ -86,8 +89,7 @@ class MaskedTransformer(nn.Module):
 
     def features(self, tokens: Tensor) -> Tensor:
         """(N, T) -> (N, T, D), of which the logits are the products with `table`."""
-        scale = INPUT_STD / LOGIT_STD * self.width**0.5
-        x = scale * self.embedding(tokens) + self.positions[:, : tokens.shape[1]]
+        x = self.embedding(tokens) + self.positions[:, : tokens.shape[1]]
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)
@@ -99,6 +101,13 @@ class MaskedTransformer(nn.Module):
 
     def residual_layers(self) -> Sequence[nn.Module]:
         return tuple(self.layers)
+
+
+def _sinusoids(count: int, width: int) -> Tensor:
+    """Where the learned positions start: (1, count, width), sines and cosines of wavelengths from 2 pi to 1000 times
+    that, of size one. What lies next to a token is then a turn of the same angle everywhere."""
+    angles = torch.arange(count)[:, None] * LONGEST ** (-torch.arange(0, width, 2) / width)  # (count, width / 2)
+    return math.sqrt(2) * torch.stack((angles.sin(), angles.cos()), dim=2).flatten(1)[None]
 
 
 # The card's formulas. tests/unit/test_mdm.py holds them against measured bytes.
