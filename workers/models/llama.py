@@ -81,7 +81,7 @@ class Options(BaseModel, frozen=True):
     decode: Annotated[
         Literal["average", "chain"], Field(description="average: of the blocks' log-probabilities in pure noise")
     ] = "average"
-    euler_steps: Annotated[int, Field(ge=1, le=10_000, description="of a chain, shared out over the blocks")] = 16
+    euler_steps: Annotated[int, Field(ge=1, le=10_000, description="of a chain; each block takes at least one")] = 1
 
     @property
     def shape(self) -> Shape:
