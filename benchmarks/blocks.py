@@ -1,226 +1,151 @@
-"""What a block costs against the whole network, at the shape of the published ViT: python -m benchmarks.blocks
+"""What a block costs against the whole network, for every architecture: python -m benchmarks.blocks
 
-12 layers, width 128, MLP 3072, 4 heads, patch 4, dropout 0.1, 32 x 32 x 3, B = 3. Bytes are counted (parameters,
-gradients, optimizer, activations) and set beside the planner's prediction; the time of B block steps is divided by that
-of an end-to-end step, taken alternately in one run. Data: random pixels. Runs without ray, redis and fastapi.
+Bytes are counted (parameters, gradients, optimizer, activations) and set beside the planner's prediction; the time of B
+blocks' steps is divided by that of an end-to-end step, taken in turns in one run; then what answering costs. On CUDA
+also the most bytes allocated and the share of the device's peak. Data: random. Runs without ray, redis and fastapi.
 """
 
 import argparse
 import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from dbserve.contracts.job import JobSpec
-from dbserve.contracts.plan import DataFacts, MemoryPlan
-from dbserve.contracts.status import MemoryBytes
-from dbserve.planner import load_card, plan_job
-from workers.data import Dataset, Split
-from workers.trainer import StepReport, train_block
+from benchmarks.answering import Cost, costs_of
+from benchmarks.machine import machine, peak_flops
+from benchmarks.shapes import SHAPES, Shape, job_of
+from benchmarks.training import Comparison, Pace, compare
 
-KINDS = ("parameters", "gradients", "optimizer", "activations")
-CONDITIONINGS = ("add", "adaln_low_rank")
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """Of one network in training: measured, the planner's, and how far that is off."""
-
-    measured: dict[str, int]
-    predicted: dict[str, int]
-    error: float  # predicted / measured - 1, of the totals
+CUDA_ROWS = 16  # a GPU's batch, in batches of a CPU
+ANSWER_ROWS = 4
+ANSWER_STEPS = 24  # divisible by the blocks, so that each block takes its share
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One block against the end-to-end network."""
-
-    conditioning: str
-    block: Bytes
-    end_to_end: Bytes
-    bytes_ratio: float
-    bytes_ratio_predicted: float
-    block_step_seconds: float  # median of one block's step
-    end_to_end_step_seconds: float  # median
-    time_ratio: float  # median over repeats of (B block steps) / (one end-to-end step)
-    time_ratios: tuple[float, ...]
+def run(
+    shapes: Sequence[Shape], *, repeats: int, device: str, precision: str, batch_size: int | None
+) -> Iterator[tuple[Comparison, tuple[Cost, ...]]]:
+    """Every shape's figures, as soon as they are there."""
+    for shape in shapes:
+        rows = batch_size or shape.batch_size * (CUDA_ROWS if device.startswith("cuda") else 1)
+        job = job_of(shape, batch_size=rows, precision=precision)
+        comparison = compare(job, repeats=repeats, device=device)
+        yield comparison, tuple(costs_of(job, rows=ANSWER_ROWS, steps=ANSWER_STEPS, device=device))
 
 
-def spec_of(conditioning: str, arguments: argparse.Namespace) -> JobSpec:
-    """The published shape as a job."""
-    shape = {"depth": 12, "width": 128, "mlp": 3072, "heads": 4, "patch": 4, "dropout": 0.1}
-    return JobSpec.model_validate(
-        {
-            "name": "bench",
-            "architecture": {"kind": "vit", "options": {**shape, "conditioning": conditioning}},
-            "data": {"uri": "random"},
-            "blocks": {"count": 3},
-            "training": {"steps": 1_000_000, "batch_size": arguments.batch_size, "precision": arguments.precision},
-            "checkpoint": {"every_steps": 1},  # a report, and so a clock, at every step on CUDA too
-        }
-    )
-
-
-def random_images(rows: int) -> tuple[DataFacts, Dataset]:
-    random = np.random.default_rng(0)
-    split = Split(
-        inputs=random.integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8),
-        labels=random.integers(0, 10, rows, dtype=np.int64),
-    )
-    facts = DataFacts(
-        train_shards=("random",),
-        test_shards=(),
-        train_rows=rows,
-        test_rows=rows,
-        validation_rows=rows,
-        image_shape=(32, 32, 3),
-        encoding="raw",
-        class_names=tuple("0123456789"),
-    )
-    return facts, Dataset(train=split, validation=split, test=split)
-
-
-def compare(conditioning: str, arguments: argparse.Namespace) -> Comparison:
-    """Trains the three blocks and the end-to-end network in turns, one step each."""
-    spec = spec_of(conditioning, arguments)
-    facts, data = random_images(4 * arguments.batch_size)
-    plan = plan_job(spec, load_card("vit"), facts)
-    names = [f"block-{block.index}" for block in plan.blocks]
-    trainings = {
-        name: train_block(spec, plan, plan.task(name), data, device=arguments.device) for name in (*names, "end_to_end")
-    }
-    first = {name: next(training) for name, training in trainings.items()}  # counts bytes; its time is not used
-    ratios: list[float] = []
-    block_seconds: list[float] = []
-    whole_seconds: list[float] = []
-    for repeat in range(arguments.repeats):
-        turns = list(trainings.items())
-        seconds = {name: _timed(training) for name, training in (turns if repeat % 2 else reversed(turns))}
-        whole_seconds.append(seconds["end_to_end"])
-        block_seconds.extend(seconds[name] for name in names)
-        ratios.append(sum(seconds[name] for name in names) / seconds["end_to_end"])
-    for training in trainings.values():
-        training.close()
-    block = max((_bytes(first[name], plan.blocks[i].memory) for i, name in enumerate(names)), key=_total)
-    end_to_end = _bytes(first["end_to_end"], plan.end_to_end.memory)
-    return Comparison(
-        conditioning=conditioning,
-        block=block,
-        end_to_end=end_to_end,
-        bytes_ratio=_total(block) / _total(end_to_end),
-        bytes_ratio_predicted=plan.memory_ratio,
-        block_step_seconds=statistics.median(block_seconds),
-        end_to_end_step_seconds=statistics.median(whole_seconds),
-        time_ratio=statistics.median(ratios),
-        time_ratios=tuple(ratios),
-    )
-
-
-def _timed(training: Any) -> float:
-    """Seconds of one step; reading the report's loss has waited for the device."""
-    began = time.perf_counter()
-    next(training)
-    return time.perf_counter() - began
-
-
-def _bytes(report: StepReport, predicted: MemoryPlan) -> Bytes:
-    memory = report.memory or MemoryBytes()
-    measured = {kind: int(getattr(memory, kind)) for kind in KINDS}
-    plan = {kind: int(getattr(predicted, kind)) for kind in KINDS}
-    return Bytes(measured, plan, sum(plan.values()) / sum(measured.values()) - 1)
-
-
-def _total(part: Bytes) -> int:
-    return sum(part.measured.values())
-
-
-def machine(device: str) -> dict[str, str]:
-    """Where the figures come from."""
-    facts = {
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name(),
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-    return facts | {name: version(name) for name in ("torch", "numpy", "pydantic")}
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def markdown(comparisons: Sequence[Comparison], where: dict[str, str], arguments: argparse.Namespace) -> str:
+def markdown(
+    comparisons: Sequence[Comparison], costs: Sequence[Cost], where: dict[str, str], *, device: str, precision: str
+) -> str:
+    """All figures as one page."""
+    on_cuda = device.startswith("cuda")
     lines = [
         "# A block against the whole network",
         "",
-        "ViT of 12 layers, width 128, MLP 3072, 4 heads, patch 4, dropout 0.1, 32 x 32 x 3, B = 3; "
-        f"batch {arguments.batch_size}, {arguments.precision}, {arguments.repeats} repeats.",
+        ", ".join(f"{key} {value}" for key, value in where.items()) + f", {precision}",
         "",
-        "| conditioning | what | parameters | gradients | optimizer | activations | total, MB | planned | error |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in comparisons:
-        for name, part in (("one block", row.block), ("end-to-end", row.end_to_end)):
-            kinds = " | ".join(f"{part.measured[kind] / 1e6:.1f}" for kind in KINDS)
-            planned = sum(part.predicted.values()) / 1e6
-            lines.append(
-                f"| {row.conditioning} | {name} | {kinds} | {_total(part) / 1e6:.1f} | {planned:.1f} "
-                f"| {part.error:+.2%} |"
-            )
-    lines += ["", "| conditioning | bytes ratio | planned | time ratio | block step | end-to-end step | ratios |"]
-    lines += ["|---|--:|--:|--:|--:|--:|---|"]
-    lines += [
-        f"| {row.conditioning} | **{row.bytes_ratio:.3f}** | {row.bytes_ratio_predicted:.3f} "
-        f"| **{row.time_ratio:.3f}** | {row.block_step_seconds:.3f} s | {row.end_to_end_step_seconds:.3f} s "
-        f"| {', '.join(f'{ratio:.2f}' for ratio in row.time_ratios)} |"
-        for row in comparisons
-    ]
-    lines += [
+        *(f"- **{row.shape}**: {row.what}; B = {row.blocks}, batch {row.batch_size}" for row in comparisons),
         "",
-        "Bytes: parameters + gradients + optimizer state + tensors saved for the backward pass, of one block over "
-        "those of the end-to-end network. Time: the sum of the three blocks' steps over one end-to-end step, same "
-        "batch size, steps taken alternately; the median of the repeats.",
+        "## Bytes in training",
         "",
-        ", ".join(f"{key} {value}" for key, value in where.items()),
+        "| shape | one block, MB | planned | error | end-to-end, MB | planned | error | ratio | planned |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        *(_bytes_row(row) for row in comparisons),
+        "",
+        "Parameters + gradients + optimizer state + tensors saved for the backward pass, of the largest block over "
+        "those of the end-to-end network.",
+        "",
+        "## Time in training",
+        "",
+        "| shape | ratio | runs | " + ("" if on_cuda else "ratio, CPU time | ") + "block step | end-to-end step "
+        "| block | end-to-end |",
+        "|---|--:|---|" + ("" if on_cuda else "--:|") + "--:|--:|--:|--:|",
+        *(_time_row(row) for row in comparisons),
+        "",
+        "Ratio: the sum of the blocks' steps over one end-to-end step, same batch size, steps taken in turns; the "
+        "median of the runs, least to greatest beside it. Blocks train on workers of their own, all at once.",
+        "",
+        *(_cuda_section(comparisons, device, precision) if on_cuda else ()),
+        "## Answering",
+        "",
+        "| shape | what | blocks | end-to-end | blocks, layer runs | end-to-end |",
+        "|---|---|--:|--:|--:|--:|",
+        *(
+            f"| {cost.shape} | {cost.what} | {cost.blocks_seconds:.3f} s | {cost.whole_seconds:.3f} s "
+            f"| {cost.blocks_layers} | {cost.whole_layers} |"
+            for cost in costs
+        ),
     ]
     return "\n".join(lines) + "\n"
 
 
+def _bytes_row(row: Comparison) -> str:
+    parts = " | ".join(
+        f"{part.total / 1e6:.2f} | {sum(part.predicted.values()) / 1e6:.2f} | {part.error:+.2%}"
+        for part in (row.block_bytes, row.whole_bytes)
+    )
+    return f"| {row.shape} | {parts} | **{row.bytes_ratio:.3f}** | {row.bytes_ratio_predicted:.3f} |"
+
+
+def _time_row(row: Comparison) -> str:
+    spread = f"{min(row.time_ratios):.2f} to {max(row.time_ratios):.2f} of {len(row.time_ratios)}"
+    cpu = "" if row.cpu_ratio is None else f" {row.cpu_ratio:.3f} |"
+    return (
+        f"| {row.shape} | **{row.time_ratio:.3f}** | {spread} |{cpu} {row.block.step_seconds * 1e3:.1f} ms "
+        f"| {row.whole.step_seconds * 1e3:.1f} ms | {_speed(row, row.block)} | {_speed(row, row.whole)} |"
+    )
+
+
+def _speed(row: Comparison, pace: Pace) -> str:
+    return f"{pace.units_per_second:,.0f} {row.unit}/s"
+
+
+def _cuda_section(comparisons: Sequence[Comparison], device: str, precision: str) -> Iterator[str]:
+    peak = peak_flops(device, precision)
+    yield from ("## On the GPU", "")
+    yield "| shape | block, allocated | end-to-end | ratio | block, MFU | end-to-end |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for row in comparisons:
+        allocated = [pace.peak_allocated or 0 for pace in (row.block, row.whole)]
+        shares = ["-" if pace.mfu is None else f"{pace.mfu:.2%}" for pace in (row.block, row.whole)]
+        yield (
+            f"| {row.shape} | {allocated[0] / 1e6:.1f} MB | {allocated[1] / 1e6:.1f} MB "
+            f"| {allocated[0] / max(1, allocated[1]):.3f} | {shares[0]} | {shares[1]} |"
+        )
+    stated = "unknown for this device, so no MFU is stated" if peak is None else f"{peak / 1e12:g} TFLOP/s"
+    yield from ("", f"MFU: counted FLOPs of the matrix products over the step's time and the peak, {stated}.", "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shape", choices=[shape.name for shape in SHAPES], action="append", help="default: all")
+    parser.add_argument("--batch-size", type=int, help=f"default: the shape's own, {CUDA_ROWS} times that on CUDA")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--conditioning", choices=CONDITIONINGS, action="append", help="default: both")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; one makes CPU time the work itself")
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    comparisons = [compare(conditioning, arguments) for conditioning in arguments.conditioning or CONDITIONINGS]
+    comparisons: list[Comparison] = []
+    costs: list[Cost] = []
+    for comparison, answered in run(
+        [shape for shape in SHAPES if not arguments.shape or shape.name in arguments.shape],
+        repeats=arguments.repeats,
+        device=arguments.device,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+    ):
+        comparisons.append(comparison)
+        costs.extend(answered)
     where = machine(arguments.device)
-    text = markdown(comparisons, where, arguments)
+    text = markdown(comparisons, costs, where, device=arguments.device, precision=arguments.precision)
     arguments.output.mkdir(parents=True, exist_ok=True)
     document = {
-        "batch_size": arguments.batch_size,
         "precision": arguments.precision,
         "machine": where,
         "comparisons": [asdict(row) for row in comparisons],
+        "answering": [asdict(cost) for cost in costs],
     }
     (arguments.output / "blocks.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     (arguments.output / "blocks.md").write_text(text, encoding="utf-8")
