@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dbserve.contracts.report import BlockFacts, Comparison, Contestant, Measured, Metric, Sample
@@ -82,7 +83,7 @@ def _sampled(subject: Subject, generator: ImageGenerator, found: Generated) -> t
         device=device,
     )
     drawn = {entrant.key: studio.draw(entrant) for entrant in found.entrants}
-    floor, _ = _seen(network, _some(train, evaluation.samples), evaluation.batch_size, device)
+    floor, _ = _seen(network, _real(train, studio.labels.numpy()), evaluation.batch_size, device)
     reference, right = _seen(network, test, evaluation.batch_size, device)
     steps = Counter(block_of(level, contract.edges) for level in studio.levels())
     found = replace(
@@ -106,9 +107,17 @@ def _seen(network: FeatureNetwork, split: Split, batch_size: int, device: torch.
     return torch.cat(features), torch.cat(right)
 
 
-def _some(split: Split, count: int) -> Split:
-    """So many rows at random; all of them again where there are fewer."""
-    rows = np.resize(np.random.default_rng(_SEED).permutation(len(split)), count)
+def _real(split: Split, classes: NDArray[np.int64]) -> Split:
+    """A row of each of these classes, at random: in the share of its classes a floor must not differ from the samples.
+
+    Where a class has fewer rows they come again; where it has none, rows of any class stand in.
+    """
+    order = np.random.default_rng(_SEED).permutation(len(split))
+    rows = np.empty(len(classes), dtype=np.int64)
+    for label in np.unique(classes):
+        places = np.flatnonzero(classes == label)
+        own = order[split.targets[order] == label]
+        rows[places] = np.resize(own if len(own) else order, len(places))
     return Split(split.inputs[rows], split.targets[rows])
 
 
@@ -164,7 +173,7 @@ def _contestants(found: Generated) -> Iterator[Contestant]:
         yield Contestant(
             key=FLOOR,
             title="Real images",
-            note="as many training images as samples; their class accuracy is that of the test images",
+            note="training images of the samples' classes; the class accuracy is that of the test images",
             values={
                 "frechet": _distance(found.distances, FLOOR),
                 "class_accuracy": Measured(value=found.classifier_accuracy),

@@ -66,7 +66,8 @@ class Studio:
         right: list[Tensor] = []
         kept: list[Tensor] = []
         seconds, layers = 0.0, 0
-        for labels in self.labels.split(self.batch_size):
+        for start in range(0, len(self.labels), self.batch_size):
+            labels = self.labels[start : start + self.batch_size]
             noise = torch.randn(len(labels), channels, height, width, generator=random)
             z, asked = levels[0] * noise.to(self.device), labels.to(self.device)
             field = assigned(entrant.denoisers(self.generator, asked, sampling.guidance), entrant.edges)
@@ -81,13 +82,13 @@ class Studio:
                 kept.extend(pixels[: max(0, COLUMNS * ROWS - len(kept))].cpu())
             features.append(self.network.features(images).cpu())
             right.append((self.network(images).argmax(dim=1) == asked).cpu())
-        order = self.labels[: len(kept)].argsort(stable=True).tolist()
+        by_class = sorted(range(len(kept)), key=lambda index: int(self.labels[index]))
         return Drawn(
             features=torch.cat(features),
             right=torch.cat(right),
             seconds=seconds / len(self.labels),
             layer_evaluations=layers,
-            kept=tuple(kept[index] for index in order),
+            kept=tuple(kept[index] for index in by_class),
         )
 
     def _now(self) -> float:
