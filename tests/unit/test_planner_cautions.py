@@ -46,7 +46,7 @@ def test_a_block_whose_interval_tells_nothing_of_the_target_is_named() -> None:
 
 
 def test_steps_that_do_not_cover_the_rows_once_are_mentioned() -> None:
-    assert told("cover 28% of the training rows", training={"steps": 100})
+    assert told("cover 28.4% of the training rows", training={"steps": 100})
     assert not told("training rows", training={"steps": 352})
 
 
@@ -58,6 +58,14 @@ def test_cutting_that_saves_nothing_is_mentioned() -> None:
     card = load_card("vit").model_copy(update={"denoiser": costly})
     assert told("12 blocks take only 1% fewer bytes a worker than 6", CIFAR, card, blocks={"count": 12})
     assert not told("fewer bytes a worker")
+
+
+def test_one_block_is_the_whole_network_unless_it_saves_the_unrolling() -> None:
+    assert told("no memory is saved", blocks={"count": 1})
+    unrolled = load_card("vit").baseline.model_copy(update={"activations": "4 * plain_bytes"})
+    assert not told(
+        "no memory is saved", CIFAR, load_card("vit").model_copy(update={"baseline": unrolled}), blocks={"count": 1}
+    )
 
 
 def test_an_experiment_is_called_one() -> None:
