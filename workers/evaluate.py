@@ -18,13 +18,18 @@ from dbserve.contracts.report import Report
 from dbserve.contracts.status import Task
 from workers.assemble import load_model
 from workers.data import Dataset
-from workers.evaluation import classification
+from workers.evaluation import classification, generation, masked_text, next_token
 from workers.evaluation.costs import cost_row, layers_of, loss_curve, memory_report, verified_summary
 from workers.evaluation.findings import shared_findings
 from workers.evaluation.subject import Examined, Subject
 from workers.models import architecture
 
-EXAMINATIONS: dict[Family, Callable[[Subject], Examined]] = {"classification": classification.examine}
+EXAMINATIONS: dict[Family, Callable[[Subject], Examined]] = {
+    "classification": classification.examine,
+    "generation": generation.examine,
+    "masked_text": masked_text.examine,
+    "next_token": next_token.examine,
+}
 
 
 @torch.inference_mode()
