@@ -144,6 +144,14 @@ def test_noise_level_and_z_reach_the_answer_beyond_what_bayes_rule_adds() -> Non
     assert (clear.argmax(dim=2) == tokens).float().mean() > 0.5
 
 
+def test_what_z_alone_says_is_left_out_of_an_answer_as_z_was_made_from_the_past() -> None:
+    plan = plan_of()
+    network, tokens = denoiser(plan), windows()
+    nn.init.zeros_(network.trunk.head.weight)  # the past says nothing: no number of steps may say more
+    for steps in (1, 2, 8):
+        assert not answer(network, tokens, schedule(plan.contract, steps)).any()
+
+
 def test_the_past_is_read_once_however_many_steps_an_answer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of()
     network, read, refined = denoiser(plan), 0, 0

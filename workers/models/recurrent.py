@@ -150,10 +150,12 @@ class RecurrentDenoiser(nn.Module):
         self.time = TimeEmbedding(options.width)
 
     def forward(self, tokens: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
-        return self.denoised(self.trunk.read(tokens), z, sigma)
+        logits, prior = self.told(self.trunk.read(tokens), z, sigma)
+        return logits + prior
 
-    def denoised(self, past: Past, z: Tensor, sigma: Tensor) -> Tensor:
-        """ln p(token | past, z) up to a constant, by Bayes' rule: what z says alone is known and added."""
+    def told(self, past: Past, z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What the past and what z alone say of the token: (N, T, V) each. By Bayes' rule their sum is, up to a
+        constant, ln p(token | past, z); the second is known and needs no network."""
         rows = z.shape[:2]
         prior = log_posterior(z.flatten(0, 1), self.codes, sigma.flatten())  # (N T, V)
         seen = POSTERIOR_SCALE * expected_code(prior, self.codes)  # (N T, D)
@@ -161,7 +163,7 @@ class RecurrentDenoiser(nn.Module):
         # float32: under autocast both summands are bfloat16, which a residual stream must not be.
         state = state.view(*rows, -1).float() + past.onto_state
         logits = self.trunk.read_out(self.trunk.refined(state, past), past)
-        return logits + prior.view(*rows, -1)
+        return logits, prior.view(*rows, -1)
 
     def residual_layers(self) -> Sequence[nn.Module]:
         return self.trunk.residual_layers()
@@ -218,16 +220,17 @@ def schedule(contract: Contract, steps: int) -> tuple[float, ...]:
 def answer(network: RecurrentDenoiser, tokens: Tensor, levels: Sequence[float]) -> Tensor:
     """Logits (N, T, V) after an Euler step of the core at every level but the last, whose answer they are.
 
-    z starts at 0, the prior's mode; the past is read once. A function of the tokens before each position alone, so
-    its log-likelihood is a proper one.
+    z starts at 0, the prior's mode; the past is read once. What z alone says steers the steps but is left out of the
+    answer: z was made from the past, which would count twice (with it, 8 steps cost 1 to 2 nats). A function of the
+    tokens before each position alone, so its log-likelihood is a proper one.
     """
     past = network.trunk.read(tokens)
     z = torch.zeros(*tokens.shape, network.codes.shape[1], device=tokens.device)  # (N, T, D)
     for level, following in zip(levels, (*levels[1:], None), strict=True):
-        logits = network.denoised(past, z, torch.full(tokens.shape, level, device=tokens.device))
+        logits, prior = network.told(past, z, torch.full(tokens.shape, level, device=tokens.device))
         if following is None:
             return logits
-        guess = expected_code(logits.float().flatten(0, 1).log_softmax(dim=1), network.codes).view_as(z)
+        guess = expected_code((logits + prior).float().flatten(0, 1).log_softmax(dim=1), network.codes).view_as(z)
         z = euler_step(z, guess, level, following)
     raise ValueError("an answer takes at least one step")
 
