@@ -74,9 +74,12 @@ def memory_report(plan: JobPlan, trained: Mapping[str, TrainingSummary]) -> Memo
 
 
 def cost_row(plan: JobPlan, task: TaskPlan, summary: TrainingSummary, run: Task | None, batch_size: int) -> CostRow:
-    """`wall_seconds` runs from the first attempt's start to the end where the store knows both, else over training."""
+    """`wall_seconds` runs from the first attempt's start to the end where the store knows both, else over training.
+
+    Layer evaluations are those of all the task's workers, of a scan of learning rates too; `batch_size` is a worker's.
+    """
     layers = layers_of(network_plan(plan, task))
-    wall = summary.train_seconds
+    wall = summary.train_seconds + summary.scan_seconds
     if run is not None and run.started_at is not None and run.finished_at is not None:
         wall = run.finished_at - run.started_at
     seconds = summary.train_seconds
@@ -86,7 +89,7 @@ def cost_row(plan: JobPlan, task: TaskPlan, summary: TrainingSummary, run: Task 
         layers=layers,
         steps=task.steps,
         batch_size=batch_size,
-        layer_evaluations=task.steps * batch_size * layers,
+        layer_evaluations=(task.steps + summary.scan_steps) * batch_size * task.workers * layers,
         wall_seconds=wall,
         step_seconds_mean=seconds / task.steps,
         samples_per_second=summary.samples / seconds if seconds > 0 else 0.0,
@@ -94,6 +97,8 @@ def cost_row(plan: JobPlan, task: TaskPlan, summary: TrainingSummary, run: Task 
         bytes_per_worker=memory.peak if memory.peak is not None else counted_bytes(memory),
         attempts=run.run.attempt if run is not None else 1,
         node=run.node if run is not None else None,
+        learning_rate=summary.learning_rate,
+        workers=task.workers,
     )
 
 
