@@ -20,7 +20,7 @@ from workers.memory import SavedBytes, watching
 from workers.method.objective import edm_loss, noised, squared_error
 from workers.models import architecture
 from workers.models.cards import card_text
-from workers.models.dit import DIT, NETWORK, DitNetwork, class_denoiser, grid_positions, hidden
+from workers.models.dit import DIT, NETWORK, DitNetwork, grid_positions, hidden
 from workers.models.encoder import patches, unpatched
 from workers.recompute import Recomputed
 
@@ -154,8 +154,8 @@ def test_guidance_of_one_is_the_conditional_answer_and_more_goes_beyond_it() -> 
     network = network_of(plan_of())
     z, sigma, labels = torch.randn(3, 1, 8, 8), torch.full((3,), 0.5), torch.tensor([1, 2, 3])
     conditional, nothing = network(z, sigma, labels), network(z, sigma, torch.full((3,), 10))
-    assert torch.equal(class_denoiser(network, labels, 1.0)(z, sigma), conditional)
-    guided = class_denoiser(network, labels, 3.0)(z, sigma)
+    assert torch.equal(DIT.of_classes(network, labels, 1.0)(z, sigma), conditional)
+    guided = DIT.of_classes(network, labels, 3.0)(z, sigma)
     torch.testing.assert_close(guided, nothing + 3.0 * (conditional - nothing))
     assert (guided - conditional).abs().max() > 1e-3
 
@@ -176,8 +176,8 @@ def test_positions_tell_every_patch_from_every_other() -> None:
     positions = grid_positions(5, 7, 32)[0]
     assert positions.shape == (35, 32)
     assert torch.cdist(positions, positions).add(10 * torch.eye(35)).min().item() > 0.5
-    row_of = positions[:, :16].view(5, 7, 16)
-    torch.testing.assert_close(row_of[2, 0], row_of[2, 6])  # the first half says the row
+    row_of = positions[:, 16:].view(5, 7, 16)
+    torch.testing.assert_close(row_of[2, 0], row_of[2, 6])  # the second half says the row
 
 
 def test_blocks_share_no_storage_and_hold_only_what_is_trained() -> None:

@@ -22,6 +22,7 @@ from workers.method.precondition import c_in, c_out, c_skip
 from workers.models.encoder import (
     FREQUENCIES,
     LAYER_DEFINITIONS,
+    Activation,
     Conditioning,
     Layer,
     LayerShape,
@@ -29,7 +30,7 @@ from workers.models.encoder import (
     patches,
     unpatched,
 )
-from workers.models.protocol import Loss
+from workers.models.protocol import Loss, Sampling
 
 LONGEST_WAVE = 10_000.0  # of the positions, in patches / 2 pi
 
@@ -46,6 +47,11 @@ class Options(BaseModel, frozen=True):
     mlp: Annotated[int | None, Field(ge=1, le=1_048_576, description="hidden width; null: 4 x width")] = None
     dropout: Annotated[float, Field(ge=0.0, lt=1.0, description="after attention, activation and MLP")] = 0.0
     conditioning: Annotated[Conditioning, Field(description="how noise level and class reach the layers")] = "add"
+    activation: Annotated[Activation, Field(description="of the MLP")] = "gelu"
+    norm_eps: Annotated[float, Field(gt=0.0, le=0.1, description="of every norm")] = 1e-5
+    attention_norm_eps: Annotated[
+        float | None, Field(gt=0.0, le=0.1, description="of the norm before attention; null: norm_eps")
+    ] = None
     label_dropout: Annotated[
         float, Field(ge=0.0, lt=1.0, description="share of training images whose class is hidden, for guidance")
     ] = 0.1
@@ -55,7 +61,16 @@ class Options(BaseModel, frozen=True):
     sampler: Annotated[OdeSampler, Field(description="of the probability-flow ODE")] = "dpm_solver_pp_2m"
 
     def layer(self) -> LayerShape:
-        return LayerShape(self.width, self.heads, self.mlp or 4 * self.width, self.dropout, self.conditioning)
+        return LayerShape(
+            width=self.width,
+            heads=self.heads,
+            hidden=self.mlp or 4 * self.width,
+            dropout=self.dropout,
+            conditioning=self.conditioning,
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            attention_norm_eps=self.attention_norm_eps,
+        )
 
 
 class DitNetwork(nn.Module):
@@ -106,7 +121,7 @@ class DitNetwork(nn.Module):
 
 
 def grid_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, a quarter of the width each, never trained: (1, rows x columns, width).
+    """Sines and cosines of column and row, a quarter of the width each, never trained: (1, rows x columns, width).
 
     Wavelengths from 2 pi to 2 pi x 10,000 patches, as in DiT (arXiv 2212.09748).
     """
@@ -114,7 +129,7 @@ def grid_positions(rows: int, columns: int, width: int) -> Tensor:
     down, across = (torch.arange(count)[:, None] * frequencies for count in (rows, columns))
     down = torch.cat((down.sin(), down.cos()), dim=1)[:, None].expand(rows, columns, -1)
     across = torch.cat((across.sin(), across.cos()), dim=1)[None].expand(rows, columns, -1)
-    return torch.cat((down, across), dim=2).reshape(1, rows * columns, width)
+    return torch.cat((across, down), dim=2).reshape(1, rows * columns, width)
 
 
 def _denoising_loss(
@@ -210,7 +225,7 @@ class Dit:
             summary="Diffusion transformer; generates images of a class by denoising, one block a sampling step.",
             family=self.family,
             modality="images",
-            recipe=Recipe(partition="equi_probability", overlap=0.05, lr=1e-3, ema=0.99),
+            recipe=Recipe(partition="equi_probability", overlap=0.05, lr=3e-3, ema=0.99),
             options_schema=Options.model_json_schema(),
             rules=RULES,
             definitions=DEFINITIONS,
@@ -221,10 +236,10 @@ class Dit:
         )
 
     def denoiser(self, contract: Contract, layers: int) -> DitNetwork:
-        return DitNetwork(options_of(contract), contract, layers)
+        return DitNetwork(_options(contract), contract, layers)
 
     def denoising_loss(self, contract: Contract, network: nn.Module, interval: tuple[float, float]) -> Loss:
-        return partial(_denoising_loss, cast(DitNetwork, network), interval, noise_of(contract))
+        return partial(_denoising_loss, cast(DitNetwork, network), interval, _noise(contract))
 
     def baseline(self, contract: Contract, layers: int) -> DitNetwork:
         return self.denoiser(contract, layers)
@@ -232,26 +247,28 @@ class Dit:
     def baseline_loss(self, contract: Contract, network: nn.Module) -> Loss:
         return self.denoising_loss(contract, network, (contract.sigma_min, contract.sigma_max))
 
+    def sampling(self, contract: Contract) -> Sampling:
+        options = _options(contract)
+        return Sampling(options.sampler, options.guidance)
+
+    def of_classes(self, network: nn.Module, labels: Tensor, guidance: float) -> Denoiser:
+        dit = cast(DitNetwork, network)
+        nothing = torch.full_like(labels, dit.null)
+        return guided(partial(_answer, dit, labels), partial(_answer, dit, nothing), guidance)
+
 
 DIT = Dit()
 
 
-def options_of(contract: Contract) -> Options:
+def _options(contract: Contract) -> Options:
     return Options.model_validate(contract.options)
 
 
-def noise_of(contract: Contract) -> NoiseDistribution:
+def _noise(contract: Contract) -> NoiseDistribution:
     """The log-normal of the contract's noise levels; ValueError where it masks."""
     if contract.p_mean is None or contract.p_std is None:
         raise ValueError("images are noised by a Gaussian, whose p_mean and p_std the contract must have")
     return NoiseDistribution(contract.p_mean, contract.p_std)
-
-
-def class_denoiser(network: nn.Module, labels: Tensor, guidance: float) -> Denoiser:
-    """The network as a sampler takes it: of these classes (N,), guided where guidance is not 1."""
-    dit = cast(DitNetwork, network)
-    nothing = torch.full_like(labels, dit.null)
-    return guided(partial(_answer, dit, labels), partial(_answer, dit, nothing), guidance)
 
 
 def _answer(network: DitNetwork, labels: Tensor, z: Tensor, sigma: Tensor) -> Tensor:

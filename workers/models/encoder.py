@@ -18,6 +18,7 @@ FREQUENCIES = 32  # of the time embedding, from 0.25 to 32 in geometric steps
 ADALN_DIVISOR = 6  # hidden width of the low-rank adaLN = width / 6, as published
 
 Conditioning = Literal["add", "adaln_low_rank", "adaln"]
+Activation = Literal["gelu", "gelu_tanh"]  # gelu_tanh: its approximation by tanh
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class LayerShape:
     hidden: int  # of the MLP
     dropout: float = 0.0
     conditioning: Conditioning = "add"
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    attention_norm_eps: float | None = None  # None: norm_eps
 
     @property
     def adaln_rank(self) -> int:
@@ -47,10 +51,12 @@ class Layer(nn.Module):
         width = shape.width
         self.updated = updated
         self.heads = shape.heads
-        self.attention_norm = nn.LayerNorm(width, elementwise_affine=not modulated)
+        self.approximate = "tanh" if shape.activation == "gelu_tanh" else "none"
+        attention_eps = shape.norm_eps if shape.attention_norm_eps is None else shape.attention_norm_eps
+        self.attention_norm = nn.LayerNorm(width, eps=attention_eps, elementwise_affine=not modulated)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width, elementwise_affine=not modulated)
+        self.mlp_norm = nn.LayerNorm(width, eps=shape.norm_eps, elementwise_affine=not modulated)
         self.expand = nn.Linear(width, shape.hidden)
         self.contract = nn.Linear(shape.hidden, width)
         self.dropout = Dropout(shape.dropout)
@@ -76,7 +82,7 @@ class Layer(nn.Module):
         return self.dropout(self.projection(mixed.transpose(1, 2).flatten(2)))
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return self.dropout(self.contract(self.dropout(F.gelu(self.expand(x)))))
+        return self.dropout(self.contract(self.dropout(F.gelu(self.expand(x), approximate=self.approximate))))
 
     def _split(self, x: Tensor) -> Tensor:
         """(N, T, D) -> (N, heads, T, D / heads)."""
