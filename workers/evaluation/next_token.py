@@ -32,6 +32,7 @@ BOUND_WINDOWS = 128  # the bound and the blocks' facts are taken on so many wind
 MOST_TEXTS = 16
 NGRAMS = (1, 2, 3)
 SHOWN = 2  # texts of each contestant
+RUNS = (1, 2, 4, 8)  # of a recurrent core: how its answer changes with them, besides the job's own number
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,6 @@ def _recurrent(subject: Subject, _windows: Tensor) -> Ours:
     contract = subject.plan.contract
     options = options_of(contract)
     network = cast(RecurrentDenoiser, subject.blocks[0])
-    layers = options.prelude + options.steps * (options.core + options.coda)
 
     def predict(levels: tuple[float, ...], tokens: Tensor) -> Tensor:
         return answer(network, tokens, levels).float().log_softmax(dim=2)
@@ -150,13 +150,20 @@ def _recurrent(subject: Subject, _windows: Tensor) -> Ours:
         return Predictor(
             key=key,
             title=f"One core, {steps} runs" if steps > 1 else "One core, a single run",
-            layers=layers - (options.steps - steps) * (options.core + options.coda),
+            layers=options.prelude + steps * (options.core + options.coda),  # every run's guess is read out
             predict=partial(predict, schedule(contract, steps)),
             note="z from 0 at sigma_max, by the mean code of the answer after every run",
             ours=True,
         )
 
-    return Ours(predictors=(after(options.steps, "blocks"), after(1, "single_run")))
+    others = [steps for steps in RUNS if steps != options.steps]
+    named = {1: "single_run"}
+    return Ours(
+        predictors=(
+            after(options.steps, "blocks"),
+            *(after(steps, named.get(steps, f"runs_{steps}")) for steps in others),
+        )
+    )
 
 
 OURS: dict[str, Callable[[Subject, Tensor], Ours]] = {"llama": _llama, "recurrent": _recurrent}

@@ -61,7 +61,7 @@ def findings(found: Found) -> Iterator[str]:
     if "end_to_end" not in rivals:
         yield "No end-to-end baseline was trained, so nothing here says what isolation costs."
     for key in found.titles:
-        if key in ("average", "chain", "single_run"):
+        if key in ("average", "chain", "single_run") or key.startswith("runs_"):
             difference = found.less("blocks", key)
             yield (
                 f"{found.titles[key]} come to {found.bits(key):.3f} {found.unit}: the decode that answers is "
