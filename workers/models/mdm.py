@@ -54,7 +54,7 @@ class Options(BaseModel, frozen=True):
     low_mask_reach: Annotated[
         float | None,
         Field(gt=0.0, le=1.0, description="the last block trains on t up to this at least; null: its overlap only"),
-    ] = None
+    ] = 0.6
 
     @property
     def shape(self) -> LayerShape:
