@@ -21,6 +21,7 @@ from workers.models.classification import code_denoising_loss, label_loss
 from workers.models.encoder import (
     FREQUENCIES,
     LAYER_DEFINITIONS,
+    Activation,
     Conditioning,
     Layer,
     LayerShape,
@@ -46,6 +47,8 @@ class Options(BaseModel, frozen=True):
     mlp: Annotated[int | None, Field(ge=1, le=1_048_576, description="hidden width; null: 4 x width")] = None
     dropout: Annotated[float, Field(ge=0.0, lt=1.0, description="after attention, activation and MLP")] = 0.0
     conditioning: Annotated[Conditioning, Field(description="how sigma reaches the layers")] = "add"
+    activation: Annotated[Activation, Field(description="of the MLP")] = "gelu"
+    norm_eps: Annotated[float, Field(gt=0.0, le=0.1, description="of every norm")] = 1e-5
     codes: Annotated[CodeFamily, Field(description="frozen target codes")] = "simplex"
     readout: Annotated[Literal["bayes", "linear"], Field(description="bayes: the head only learns ln p(y|x)")] = "bayes"
     z_input: Annotated[Literal["posterior_mean", "raw"], Field(description="how z enters the cls token")] = (
@@ -54,7 +57,15 @@ class Options(BaseModel, frozen=True):
     chain_init: Annotated[ChainInit, Field(description="z at sigma_max when the chain answers")] = "zero"
 
     def layer(self) -> LayerShape:
-        return LayerShape(self.width, self.heads, self.mlp or 4 * self.width, self.dropout, self.conditioning)
+        return LayerShape(
+            width=self.width,
+            heads=self.heads,
+            hidden=self.mlp or 4 * self.width,
+            dropout=self.dropout,
+            conditioning=self.conditioning,
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+        )
 
 
 class Trunk(nn.Module):
@@ -72,7 +83,7 @@ class Trunk(nn.Module):
             Layer(options.layer(), updated=CLS if index == layers - 1 else None, modulated=modulated)
             for index in range(layers)
         )
-        self.norm = nn.LayerNorm(options.width)
+        self.norm = nn.LayerNorm(options.width, eps=options.norm_eps)
 
     def forward(
         self,
