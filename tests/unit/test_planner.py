@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dbserve.contracts.card import OptionRule
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan, TaskKind
 from dbserve.errors import ConfigInvalid, DataInvalid
@@ -226,3 +227,12 @@ def test_an_architecture_of_images_refuses_text() -> None:
     with pytest.raises(DataInvalid, match="the shards hold text") as refusal:
         planned(text)
     assert refusal.value.pointer == "/data/uri"
+
+
+@pytest.mark.parametrize(
+    ("pointer", "said_at"), [("/heads", "/architecture/options/heads"), ("/blocks/count", "/blocks/count")]
+)
+def test_a_cards_rule_points_into_the_options_or_from_the_jobs_root(pointer: str, said_at: str) -> None:
+    rule = OptionRule(expression="blocks == 1", pointer=pointer, message="one block, not {blocks}")
+    card = load_card("vit").model_copy(update={"rules": (rule,)})
+    assert refused(said_at, CIFAR, card) == "one block, not 3"
