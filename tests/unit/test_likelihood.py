@@ -149,6 +149,17 @@ def test_a_soft_chain_is_a_function_of_the_past_and_ends_at_what_a_sure_block_sa
     assert max(seen) == pytest.approx(seen[0], rel=1e-4)  # z - e shrinks as sigma does: z stays on its ray
 
 
+def test_a_perfect_chain_of_one_step_is_the_distribution_itself_and_one_of_many_steps_a_single_token() -> None:
+    log_p, _ = some_text(3, 4)
+
+    def walked(edges: tuple[float, ...], steps: int) -> Tensor:
+        return soft_chain(bayes(log_p), CODES, edges, steps=steps, rows=3, tokens=4)
+
+    torch.testing.assert_close(walked((8.0, 0.1), 1), log_p)
+    many = walked(EDGES, 120)
+    assert float(many.exp().amax(dim=2).mean()) > 0.95 > float(log_p.exp().amax(dim=2).mean())
+
+
 def test_averaged_log_probabilities_are_those_of_a_distribution_between_the_two() -> None:
     one, other = (F.log_softmax(torch.randn(2, 3, SIZE, generator=generator(seed)), dim=2) for seed in (0, 1))
     both = averaged([one, other])

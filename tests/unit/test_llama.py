@@ -14,7 +14,7 @@ from tests.plans import TEXT
 from workers.data import Batch
 from workers.memory import counting_saved_bytes
 from workers.method.noise import NoiseDistribution
-from workers.method.tokens import noised_tokens, posterior_mean, stratified_sigmas
+from workers.method.tokens import noised_tokens, stratified_sigmas
 from workers.models.cards import card_text
 from workers.models.llama import LLAMA, LlamaDecoder, LlamaDenoiser, Options, Reading
 
@@ -94,7 +94,7 @@ def test_fresh_networks_know_nothing() -> None:
     plan, tokens = plan_of(width=64), text(8)
     for network in (denoiser(plan), LLAMA.baseline(plan.contract, 4)):
         loss = F.cross_entropy(network(tokens).flatten(0, 1), tokens.flatten())
-        assert float(loss) == pytest.approx(math.log(VOCABULARY), abs=0.05)
+        assert loss.item() == pytest.approx(math.log(VOCABULARY), abs=0.05)
     sigma = torch.full((8,), plan.contract.sigma_max)
     logits = denoiser(plan).denoise(tokens, torch.zeros(8, 16, plan.contract.code_dim), sigma)
     assert float(F.cross_entropy(logits.flatten(0, 1), tokens.flatten())) == pytest.approx(math.log(256), abs=0.05)
@@ -262,8 +262,9 @@ def test_a_quarter_of_the_layers_trains_in_less_than_half_the_bytes(depth: int, 
     assert plan.memory_ratio < 0.5
 
 
-def test_the_posterior_mean_enters_at_the_length_it_is_given() -> None:
-    network, tokens = denoiser(), text(1)
-    mean = posterior_mean(network.codes[tokens], network.codes, torch.tensor([0.02]))
-    torch.testing.assert_close(mean.norm(dim=2), torch.ones(1, 16), rtol=0, atol=1e-3)
-    assert network.z_scale == 8.0
+def test_a_sure_posterior_mean_enters_the_projection_at_the_length_it_is_given() -> None:
+    network, tokens = denoiser(plan_of(z_scale=5.0)), text(1)
+    entered: list[Tensor] = []
+    network.z_projection.register_forward_pre_hook(lambda _layer, inputs: entered.append(inputs[0]))
+    network.denoise(tokens, network.codes[tokens], torch.tensor([0.02]))
+    torch.testing.assert_close(entered[0].norm(dim=2), torch.full((1, 16), 5.0), rtol=0, atol=1e-2)

@@ -64,7 +64,7 @@ def likelihood_bound(
         width = math.log(high / low) / draws
         total = torch.zeros_like(above)
         for draw in range(draws):
-            place = torch.rand(len(tokens), device=codes.device, generator=generator)  # within its stratum
+            place = _spread(len(tokens), codes.device, generator)  # within its stratum
             sigma = low * torch.exp(width * (draw + place))  # (N,)
             z = noised_tokens(codes, tokens, sigma, generator=generator)
             log_p = F.log_softmax(answer(block, z, sigma).float(), dim=2)
@@ -75,3 +75,9 @@ def likelihood_bound(
     z = noised_tokens(codes, tokens, sigma, generator=generator)
     log_p = F.log_softmax(answer(len(blocks) - 1, z, sigma).float(), dim=2)
     return Bound(above, tuple(blocks), -log_p.gather(2, tokens[..., None])[..., 0])
+
+
+def _spread(count: int, device: torch.device, generator: torch.Generator) -> Tensor:
+    """(count,) numbers, each uniform in [0, 1), one from each of `count` equal parts: their mean hardly varies."""
+    order = torch.randperm(count, device=device, generator=generator)
+    return (order + torch.rand(count, device=device, generator=generator)) / count

@@ -82,7 +82,9 @@ def soft_chain(answer: Answer, codes: Tensor, edges: Sequence[float], *, steps: 
     """Log-probabilities (rows, tokens, V) after a walk from z = 0 at sigma_max down the edges.
 
     Each step moves z towards the mean code of the block's answer (the soft bridge). Nothing is drawn: what comes out
-    is a function of the past alone, and so a proper predictive distribution.
+    is a function of the past alone, and so a proper predictive distribution. But one start has one end: the more steps,
+    the closer even perfect blocks come to naming one token alone (a likely one, not always the likeliest), and the
+    poorer is their likelihood. One step of one block is its own answer.
     """
     z = torch.zeros(rows, tokens, codes.shape[1], device=codes.device)
     log_p = torch.empty(0)

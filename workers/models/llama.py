@@ -74,14 +74,16 @@ class Options(BaseModel, frozen=True):
     ] = 0.5
     z_scale: Annotated[
         float, Field(gt=0.0, le=100.0, description="length of a sure posterior mean as it enters the projection")
-    ] = 8.0
+    ] = 2.0
     loss_chunk: Annotated[
         int | None, Field(ge=1, le=1_048_576, description="tokens with logits at one time; null: all, and kept")
     ] = 4096
     decode: Annotated[
         Literal["average", "chain"], Field(description="average: of the blocks' log-probabilities in pure noise")
     ] = "average"
-    euler_steps: Annotated[int, Field(ge=1, le=10_000, description="of a chain; each block takes at least one")] = 1
+    euler_steps: Annotated[
+        int, Field(ge=1, le=10_000, description="of a chain, at least one of each block; more are surer, not better")
+    ] = 1
 
     @property
     def shape(self) -> Shape:
@@ -323,7 +325,7 @@ class Llama:
             family="next_token",
             experimental=True,
             modality="text",
-            recipe=Recipe(partition="equal_information", overlap=0.1),
+            recipe=Recipe(partition="equal_information", overlap=0.1, lr=2e-3),
             options_schema=Options.model_json_schema(),
             rules=RULES,
             definitions=DEFINITIONS,
