@@ -13,7 +13,8 @@ from workers.method.codes import log_posterior
 from workers.models import ARCHITECTURES, architecture
 from workers.models.cards import card_text
 from workers.models.dropout import Dropout
-from workers.models.vit import Layer, Options, VitClassifier, VitDenoiser
+from workers.models.encoder import Layer, patches
+from workers.models.vit import Options, VitClassifier, VitDenoiser
 
 VIT = ARCHITECTURES["vit"]
 PUBLISHED = {
@@ -64,8 +65,8 @@ def test_the_last_layer_computes_for_the_cls_token_exactly_what_the_whole_layer_
     conditioning: Any, dropout: float
 ) -> None:
     options = Options(width=24, heads=3, mlp=40, conditioning=conditioning, dropout=dropout)
-    whole = Layer(options, updated=None, modulated=conditioning != "add").eval()
-    last = Layer(options, updated=1, modulated=conditioning != "add").eval()
+    whole = Layer(options.layer(), updated=None, modulated=conditioning != "add").eval()
+    last = Layer(options.layer(), updated=1, modulated=conditioning != "add").eval()
     for parameter in whole.parameters():
         nn.init.normal_(parameter, std=0.3)
     last.load_state_dict(whole.state_dict())
@@ -74,7 +75,7 @@ def test_the_last_layer_computes_for_the_cls_token_exactly_what_the_whole_layer_
 
 
 def test_attention_is_that_of_torchs_own_multi_head_layer() -> None:
-    layer = Layer(Options(width=24, heads=3, mlp=40), updated=None, modulated=False).eval()
+    layer = Layer(Options(width=24, heads=3, mlp=40).layer(), updated=None, modulated=False).eval()
     reference = nn.TransformerEncoderLayer(24, 3, 40, 0.0, "gelu", batch_first=True, norm_first=True).eval()
     pairs = {
         "self_attn.in_proj": layer.qkv,
@@ -98,7 +99,7 @@ def test_patches_are_cut_row_by_row_without_mixing_pixels() -> None:
     shape = (8, 12, 3)
     trunk = denoiser(plan_of(shape)).trunk
     x = images(2, shape)
-    torch.testing.assert_close(trunk._patches(x), F.unfold(x, 4, stride=4).transpose(1, 2))
+    torch.testing.assert_close(patches(x, trunk.patch), F.unfold(x, 4, stride=4).transpose(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_two_blocks_share_no_storage_and_hold_only_what_is_trained() -> None:
 
 @pytest.mark.parametrize("conditioning", ["adaln", "adaln_low_rank"])
 def test_a_fresh_modulated_layer_passes_its_input_on(conditioning: Any) -> None:
-    layer = Layer(Options(width=24, heads=3, conditioning=conditioning), updated=None, modulated=True)
+    layer = Layer(Options(width=24, heads=3, conditioning=conditioning).layer(), updated=None, modulated=True)
     x = torch.randn(2, 5, 24)
     torch.testing.assert_close(layer(x, torch.randn(2, 24)), x)
 
