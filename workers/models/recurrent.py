@@ -62,7 +62,7 @@ class Options(BaseModel, frozen=True):
     mlp: Annotated[int | None, Field(ge=1, le=1_048_576, description="hidden width; null: 8/3 x width")] = None
     blind_share: Annotated[
         float, Field(ge=0.0, lt=1.0, description="of the tokens trained on the first step of an answer: z = 0")
-    ] = 0.25
+    ] = 0.5
 
     def layer(self) -> Shape:
         return Shape(self.width, self.heads, self.kv_heads or self.heads, self.mlp or default_hidden(self.width))
@@ -221,7 +221,7 @@ def answer(network: RecurrentDenoiser, tokens: Tensor, levels: Sequence[float]) 
     """Logits (N, T, V) after an Euler step of the core at every level but the last, whose answer they are.
 
     z starts at 0, the prior's mode; the past is read once. What z alone says steers the steps but is left out of the
-    answer: z was made from the past, which would count twice (with it, 8 steps cost 1 to 2 nats). A function of the
+    answer: z was made from the past, which would count twice (with it, 8 steps cost 1 to 2.5 nats). A function of the
     tokens before each position alone, so its log-likelihood is a proper one.
     """
     past = network.trunk.read(tokens)
