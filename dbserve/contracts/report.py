@@ -60,7 +60,7 @@ class Measured(BaseModel, frozen=True):
 class Contestant(BaseModel, frozen=True):
     """One way of answering: the assembled blocks, a baseline, or a floor (what the data score against themselves)."""
 
-    key: str = Field(description="blocks, end_to_end, shallow, shallow_long, shallow_ensemble, data_parallel, floor, ..")
+    key: str = Field(description="blocks, end_to_end, shallow, shallow_long, shallow_ensemble, data_parallel, floor")
     title: str
     note: str = ""
     ours: bool = False

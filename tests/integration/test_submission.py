@@ -102,7 +102,7 @@ async def test_a_key_with_another_body_is_refused(http: httpx.AsyncClient) -> No
         ("heads: 2", "heads: 3", "/architecture/options/heads"),
         ("count: 2", "count: 2, train: [2]", "/blocks/train"),
         ("batch_size: 32", "batch_size: 100000", "/training/batch_size"),
-        ("builtin:digits\"", "builtin:digits\", sequence_length: 64", "/data/sequence_length"),
+        ('builtin:digits"', 'builtin:digits", sequence_length: 64', "/data/sequence_length"),
         ("builtin:digits", "/nowhere/*.parquet", "/data/uri"),
         ("builtin:digits", "builtin:letters", "/data/uri"),
         ("patch: 4", "patch: 3", "/architecture/options/patch"),

@@ -10,23 +10,21 @@ from pathlib import Path
 
 import httpx
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from dbserve.api.views import job_view
 from dbserve.cli import cli
-from dbserve.cli_live import Teller, epilogue, picture
 from dbserve.cli_print import print_plan, readable
 from dbserve.client import Client
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan, Vocabulary
 from dbserve.contracts.report import Report
-from dbserve.contracts.status import Reason, TaskState
+from dbserve.contracts.status import TaskState
 from dbserve.contracts.views import JobView, Page, Problem
 from dbserve.report.verdict import verdict
 from tests.jobs import small_plan, small_spec
 from tests.reports import every_family, generation, masked_text
-from tests.snapshots import every_task, memory, running, snapshot
+from tests.snapshots import every_task, snapshot
 
 JOB_FILE = """\
 name: digits
@@ -371,36 +369,6 @@ def test_text_of_others_is_not_taken_for_markup(server: list[httpx.Response]) ->
     result = run("show", "j1")
     assert result.exit_code == 0, result.output
     assert "[bold]tensor[0] [/x]" in result.stdout
-
-
-def test_the_picture_of_a_job_has_a_bar_for_each_task_that_trains() -> None:
-    job = snapshot(block__0=running(10, 64.0, loss=1.5, memory=memory(3 << 20)), block__1={"attempt": 2})
-    out = Console(width=140, record=True, force_terminal=False)
-    out.print(picture(job_view(job), "the server is away"))
-    text = out.export_text()
-    (block,) = [line for line in text.splitlines() if line.startswith("block-0")]
-    for figure in ("running", "━", "10/20", "1.5000", "64", "3.00 MiB", "5 s"):
-        assert figure in block
-    assert "2/3" in text, "the second of three attempts"
-    assert "the server is away" in text
-
-
-def test_lines_tell_every_change_once_and_progress_now_and_then() -> None:
-    teller = Teller()
-    pending, started = job_view(snapshot()), job_view(snapshot(block__0=running(1)))
-    further = job_view(snapshot(block__0=running(2)))
-    assert len(list(teller.news(pending, "", 0.0))) == len(pending.tasks) + 1
-    assert list(teller.news(pending, "", 1.0)) == []
-    first, *_ = teller.news(started, "", 2.0)
-    assert first == "block-0 running on n1"
-    assert list(teller.news(further, "", 3.0)) == []
-    assert len(list(teller.news(further, "", 60.0))) == 1
-
-
-def test_a_failure_is_told_with_its_reason() -> None:
-    lost = {"state": TaskState.FAILED, "reason": Reason.NONFINITE_LOSS, "message": "loss is NaN at step 7"}
-    job = job_view(snapshot(**{**every_task(state=TaskState.CANCELLED), "block__0": lost}))
-    assert epilogue(job) == "small (j1) failed: block-0: loss is NaN at step 7; see: dbserve logs j1"
 
 
 def test_help_needs_none_of_the_heavy_packages() -> None:

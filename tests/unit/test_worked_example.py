@@ -46,7 +46,9 @@ def bright(rows: int, seed: int) -> Split:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (12, 8, 3)])
-def test_its_card_knows_every_parameter_and_nearly_every_saved_byte(shape: tuple[int, int, int], precision: str) -> None:
+def test_its_card_knows_every_parameter_and_nearly_every_saved_byte(
+    shape: tuple[int, int, int], precision: str
+) -> None:
     plan = plan_of(shape, precision)
     height, width, channels = shape
     batch = Batch(torch.zeros((64, channels, height, width), dtype=torch.uint8), torch.arange(64) % 10, 0.0)
