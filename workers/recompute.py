@@ -1,7 +1,8 @@
 """Activation checkpointing: a residual layer keeps its inputs alone, and its backward pass computes the rest anew."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -44,10 +45,11 @@ class Recomputed:
 def _count(
     saved: SavedBytes, forward: Callable[..., Any], _layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
-    for value in (*arguments, *named.values()):
-        if isinstance(value, Tensor):
-            saved.saw(value)
-    with torch.random.fork_rng(devices=_devices(arguments)):  # pyright: ignore[reportUnknownMemberType]
+    inputs = [tensor for value in (*arguments, *named.values()) for tensor in _tensors(value)]
+    for tensor in inputs:
+        saved.saw(tensor)
+    devices = {tensor.device for tensor in inputs if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices):  # pyright: ignore[reportUnknownMemberType]
         alone = saved.apart()
         with watching(alone):
             kept = forward(*arguments, **named)
@@ -55,5 +57,10 @@ def _count(
         saved.at_a_time(alone.total)
 
 
-def _devices(arguments: tuple[Any, ...]) -> set[torch.device]:
-    return {value.device for value in arguments if isinstance(value, Tensor) and value.device.type == "cuda"}
+def _tensors(value: object) -> Iterator[Tensor]:
+    """An argument's tensors: itself, or the fields of a dataclass (keys and values, rotations)."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))

@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,16 +18,29 @@ from workers.method.noise import NoiseDistribution
 from workers.method.tokens import noised_tokens, stratified_sigmas
 from workers.models.cards import card_text
 from workers.models.llama import LLAMA, LlamaDecoder, LlamaDenoiser, Options, Reading
+from workers.recompute import Recomputed
 
 VOCABULARY = 256
 
 
-def plan_of(batch: int = 4, precision: str = "fp32", count: int = 2, length: int = 16, **options: Any) -> JobPlan:
+def plan_of(
+    batch: int = 4,
+    precision: str = "fp32",
+    count: int = 2,
+    length: int = 16,
+    recompute: bool = False,
+    **options: Any,
+) -> JobPlan:
     options = {"depth": 4, "width": 24, "heads": 2, **options}
     spec = small_spec(
         architecture={"kind": "llama", "options": options},
         blocks={"count": count},
-        training={"steps": 20, "batch_size": batch, "precision": precision},
+        training={
+            "steps": 20,
+            "batch_size": batch,
+            "precision": precision,
+            "activation_checkpointing": recompute,
+        },
     )
     return plan_job(spec, LLAMA.card(), TEXT.model_copy(update={"sequence_length": length}))
 
@@ -229,6 +243,7 @@ def test_training_teaches_a_block_both_its_streams() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
     ("batch", "length", "options"),
     [
@@ -239,9 +254,9 @@ def test_training_teaches_a_block_both_its_streams() -> None:
     ],
 )
 def test_the_planned_bytes_are_those_that_training_saves(
-    precision: str, batch: int, length: int, options: dict[str, Any]
+    precision: str, batch: int, length: int, options: dict[str, Any], recompute: bool
 ) -> None:
-    plan = plan_of(batch, precision, length=length, **options)
+    plan = plan_of(batch, precision, length=length, recompute=recompute, **options)
     contract = plan.contract
     block, whole = denoiser(plan, 2), LLAMA.baseline(contract, 4)
     for planned, network, loss in (
@@ -249,10 +264,38 @@ def test_the_planned_bytes_are_those_that_training_saves(
         (plan.end_to_end, whole, LLAMA.baseline_loss(contract, whole)),
     ):
         assert isinstance(network, LlamaDecoder)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), counting_saved_bytes(network) as saved:
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            counting_saved_bytes(network) as saved,
+            Recomputed(network).counting(saved) if recompute else nullcontext(),
+        ):
             loss(Batch(text(batch, length), None, 0.0), torch.Generator().manual_seed(0))
         assert planned.memory.activations == pytest.approx(saved.total, rel=0.001)
         assert planned.parameters == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("baseline", [False, True])
+def test_recomputed_layers_have_the_same_gradients_bit_for_bit(precision: str, baseline: bool) -> None:
+    plan = plan_of(kv_heads=1, noisy_share=0.5)
+    gradients: list[list[Tensor]] = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = LLAMA.baseline(plan.contract, 3) if baseline else denoiser(plan, 3)
+        if recompute:
+            Recomputed(network)
+        loss = (
+            LLAMA.baseline_loss(plan.contract, network)
+            if baseline
+            else LLAMA.denoising_loss(plan.contract, network, (0.3, 2.0))
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            value = loss(Batch(text(), None, 0.0), torch.Generator().manual_seed(0))
+        value.backward()  # pyright: ignore[reportUnknownMemberType]
+        gradients.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+    kept, anew = gradients
+    assert len(kept) == len(list(network.parameters()))
+    assert all(map(torch.equal, kept, anew))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

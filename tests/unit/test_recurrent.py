@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from workers.models.recurrent import (
     schedule,
     token_codes,
 )
+from workers.recompute import Recomputed
 from workers.trainer import build_network
 
 VOCABULARY, WINDOW = 11, 12
@@ -271,6 +273,7 @@ def test_what_cannot_be_is_refused_at_its_key(changes: dict[str, Any], pointer: 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
     ("options", "rows", "sizes"),
     [
@@ -281,9 +284,10 @@ def test_what_cannot_be_is_refused_at_its_key(changes: dict[str, Any], pointer: 
     ],
 )
 def test_the_card_knows_the_bytes_of_both_networks(
-    options: dict[str, Any], rows: int, sizes: tuple[int, int], precision: str
+    options: dict[str, Any], rows: int, sizes: tuple[int, int], precision: str, recompute: bool
 ) -> None:
-    plan = plan_of({"batch_size": rows, "precision": precision}, sizes=sizes, **options)
+    training = {"batch_size": rows, "precision": precision, "activation_checkpointing": recompute}
+    plan = plan_of(training, sizes=sizes, **options)
     contract = plan.contract
     low, high = contract.sigma_min, contract.sigma_max
     block = RECURRENT.denoiser(contract, plan.blocks[0].layers[1])
@@ -297,8 +301,33 @@ def test_the_card_knows_the_bytes_of_both_networks(
         assert planned.parameters == sum(parameter.numel() for parameter in network.parameters())
         with (
             counting_saved_bytes(network) as saved,
+            Recomputed(network).counting(saved) if recompute else nullcontext(),
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
         ):
             kept = loss(batch, torch.Generator().manual_seed(0))
         assert planned.memory.activations == pytest.approx(saved.total, rel=1e-3), saved.total
         assert kept.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("baseline", [False, True])
+def test_recomputed_layers_have_the_same_gradients_bit_for_bit(precision: str, baseline: bool) -> None:
+    contract = plan_of(prelude=1, core=2, coda=1, steps=3, kv_heads=1).contract
+    gradients: list[list[Tensor]] = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = RECURRENT.baseline(contract, 8) if baseline else RECURRENT.denoiser(contract, 4)
+        if recompute:
+            Recomputed(network)
+        loss = (
+            RECURRENT.baseline_loss(contract, network)
+            if baseline
+            else RECURRENT.denoising_loss(contract, network, (contract.sigma_min, contract.sigma_max))
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            value = loss(Batch(windows(4, 11, 12), None, 0.0), torch.Generator().manual_seed(0))
+        value.backward()  # pyright: ignore[reportUnknownMemberType]
+        gradients.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+    kept, anew = gradients
+    assert len(kept) == len(list(network.parameters()))
+    assert all(map(torch.equal, kept, anew))

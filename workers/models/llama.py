@@ -277,11 +277,9 @@ DEFINITIONS = (
     ("noised", "ceil(batch * noisy_share) * sequence_length"),
     ("head_parameters", "size * width * (1 if tied else 2)"),
     ("plain_parameters", "layers * layer_parameters + head_parameters + 2 * width"),
-    # Of the clean stream: its layers, the final norm's input, the tokens as the embedding looked them up.
-    (
-        "stream_bytes",
-        "tokens * layers * causal_token_bytes + layers * layer_copies + rotary_bytes + tokens * (4 * width + 12)",
-    ),
+    # Of the clean stream around its layers: rotation, the final norm's input, the tokens that the embedding looked up.
+    ("stream_bytes", "rotary_bytes + tokens * (4 * width + 12)"),
+    ("stream_layers_bytes", "layers * (tokens * causal_token_bytes + layer_copies)"),
     # Of the loss of `tokens` places: gradients of what enters the head and of its table, where logits come in chunks;
     # else what enters, its table under autocast, log-probabilities, weights.
     (
@@ -289,25 +287,33 @@ DEFINITIONS = (
         "tokens * bytes * width + 4 * size * width if loss_chunk else"
         " tokens * (bytes * width + 4 * size + 4) + (2 * size * width if bytes == 2 else 0)",
     ),
-    # Of the noisy stream: its layers, norm, loss (in float32), what is projected of z, and the noise level's embedding.
+    # Of the noisy stream around its layers: norm, loss (in float32), what is projected of z, the noise level, embedded.
     ("head_width", "width + (code_dim or width)"),
     (
         "beside_bytes",
-        "noised * layers * seeing_token_bytes + rotary_bytes + noised * (4 * width + 4 + bytes * (code_dim or width))"
+        "rotary_bytes + noised * (4 * width + 4 + bytes * (code_dim or width))"
         " + (noised * 4 * head_width + 4 * size * head_width if loss_chunk else"
         " noised * (4 * head_width + 4 * size + 4) + 4 * size * head_width)"
         f" + noised // sequence_length * bytes * ({2 * FREQUENCIES} + 2 * width)"
         " + (2 * (width * width) if bytes == 2 else 0)",
     ),
+    ("beside_layers_bytes", "noised * layers * seeing_token_bytes"),
+    # Recomputed, a layer keeps its input; the noisy stream's besides the keys and values of the clean one, those of all
+    # rows. The most is saved anew by a layer of the clean stream, which has all the rows.
+    ("anew_bytes", "tokens * (causal_token_bytes - 4 * width) + layer_copies"),
+    ("beside_inputs_bytes", "layers * (noised * 4 * width + tokens * 2 * bytes * kv_width)"),
 )
 DENOISER = Footprint(
     parameters=f"plain_parameters + (code_dim or width) * width + {2 * FREQUENCIES + 2} * width + width * width",
-    activations="stream_bytes + loss_bytes + beside_bytes",
+    activations="stream_layers_bytes + stream_bytes + loss_bytes + beside_layers_bytes + beside_bytes",
+    checkpointed="layers * tokens * 4 * width + stream_bytes + loss_bytes + beside_inputs_bytes + beside_bytes"
+    " + anew_bytes",
     hidden_matrices="layers * layer_matrices",
 )
 BASELINE = Footprint(
     parameters="plain_parameters",
-    activations="stream_bytes + loss_bytes",
+    activations="stream_layers_bytes + stream_bytes + loss_bytes",
+    checkpointed="layers * tokens * 4 * width + stream_bytes + loss_bytes + anew_bytes",
     hidden_matrices="layers * layer_matrices",
 )
 

@@ -301,23 +301,36 @@ DEFINITIONS = (
     # which the adapter has a copy under autocast; by the coda, the last norm, the head, the cross-entropy; the token.
     ("features_bytes", "4 * width + (2 * width if bytes == 2 else 0)"),
     ("remembered_bytes", "(core + coda) * (4 + bytes * (width + 2 * kv_width))"),
-    ("readout_bytes", "coda * seeing_token_bytes + 4 * width + 4 + bytes * width + 4 * vocabulary + 8"),
-    ("past_bytes", "prelude * causal_token_bytes + features_bytes + remembered_bytes + readout_bytes"),
+    ("readout_bytes", "4 * width + 4 + bytes * width + 4 * vocabulary + 8"),
+    ("around_bytes", "features_bytes + remembered_bytes + readout_bytes"),
+    ("past_bytes", "prelude * causal_token_bytes + coda * seeing_token_bytes + around_bytes"),
     # No copy is saved of a matrix whose input follows from no weight: in the denoiser the adapter's for the state and
     # the time embedding's first; its second makes up for the former.
-    ("copies", "depth * layer_copies + (2 * trunk_matrices if bytes == 2 else 0)"),
-    ("once_bytes", "rotary_bytes + copies + 4"),
+    ("trunk_copies", "2 * trunk_matrices if bytes == 2 else 0"),
+    ("once_bytes", "rotary_bytes + depth * layer_copies + trunk_copies + 4"),
+    ("denoised_bytes", f"bytes * (3 * width + {2 * FREQUENCIES})"),
+    # Of the core's runs: what its input is made of.
+    ("unrolled_bytes", "tokens * (runs - 1) * bytes * width + (2 * width if bytes == 2 else 0)"),
+    # Recomputed, a layer keeps its input, and the copies of what makes keys and values of the features stay, as that is
+    # done outside of the layers. The most is saved anew by a layer of the prelude, which makes its own.
+    ("inputs_bytes", "tokens * (prelude + coda) * 4 * width"),
+    ("remembering_copies", "(core + coda) * (4 * width * kv_width if bytes == 2 else 0)"),
+    ("anew_bytes", "tokens * (causal_token_bytes - 4 * width) + layer_copies"),
+    (
+        "recomputed_bytes",
+        "inputs_bytes + tokens * around_bytes + rotary_bytes + trunk_copies + 4 + remembering_copies + anew_bytes",
+    ),
 )
 DENOISER = Footprint(
     parameters="trunk_parameters + time_matrices + 2 * width",
-    activations="tokens * (past_bytes + core * seeing_token_bytes"
-    f" + bytes * (3 * width + {2 * FREQUENCIES})) + once_bytes",
+    activations="tokens * (past_bytes + core * seeing_token_bytes + denoised_bytes) + once_bytes",
+    checkpointed="tokens * (core * 4 * width + denoised_bytes) + recomputed_bytes",
     hidden_matrices="depth * layer_matrices",
 )
 BASELINE = Footprint(
     parameters="trunk_parameters + width",
-    activations="tokens * (past_bytes + runs * core * seeing_token_bytes + (runs - 1) * bytes * width) + once_bytes"
-    " + (2 * width if bytes == 2 else 0)",
+    activations="tokens * (past_bytes + runs * core * seeing_token_bytes) + unrolled_bytes + once_bytes",
+    checkpointed="tokens * runs * core * 4 * width + unrolled_bytes + recomputed_bytes",
     hidden_matrices="depth * layer_matrices",
 )
 
