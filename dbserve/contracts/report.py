@@ -66,6 +66,11 @@ class Contestant(BaseModel, frozen=True):
     ours: bool = False
     layer_evaluations: int | None = Field(default=None, description="layers run for one answer (image, or token)")
     values: dict[str, Measured] = Field(description="by metric key; what was not measured is left out")
+    paired: Measured | None = Field(
+        default=None,
+        description="the blocks' primary value less this one's, with that difference's standard error: row by row, "
+        "so that what both find hard cancels",
+    )
 
 
 class BlockFacts(BaseModel, frozen=True):

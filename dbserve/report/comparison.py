@@ -126,7 +126,8 @@ def _row(comparison: Comparison, metric: Metric, contestant: Contestant, axis: A
     ours = ours_of(comparison)
     floor = contestant.key == FLOOR
     rival = ours is not None and contestant is not ours and not contestant.ours and not floor
-    one = margin(metric, ours.values.get(metric.key), found) if ours is not None and rival else None
+    paired = contestant.paired if metric.key == comparison.primary else None
+    one = margin(metric, ours.values.get(metric.key), found, paired) if ours is not None and rival else None
     text = written(metric, found)
     mark = None
     if found is not None and is_number(found.value):

@@ -90,7 +90,7 @@ def _measured(contestant: Contestant, metric: Metric) -> bool:
 
 
 def _phrase(report: Report, metric: Metric, ours: Contestant, rival: Contestant) -> str:
-    one = margin(metric, ours.values.get(metric.key), rival.values.get(metric.key))
+    one = margin(metric, ours.values.get(metric.key), rival.values.get(metric.key), rival.paired)
     name = rival_name(report, rival)
     if one is None or one.difference == 0:
         return f"level with {name}"
@@ -142,7 +142,12 @@ def _reached(metric: Metric, ours: Contestant | None) -> Figure:
 
 
 def _against(label: str, metric: Metric, ours: Contestant | None, rival: Contestant | None) -> Figure:
-    one = margin(metric, ours and ours.values.get(metric.key), rival and rival.values.get(metric.key))
+    one = margin(
+        metric,
+        ours and ours.values.get(metric.key),
+        rival and rival.values.get(metric.key),
+        rival and rival.paired,
+    )
     if one is None:
         return Figure(label, NOT_RUN, _NOTES["not run"], "not run")
     spread = "" if one.error is None else f"± {amount(metric, one.error, one.error)}"

@@ -24,17 +24,21 @@ class Margin:
     outcome: Outcome
 
 
-def margin(metric: Metric, ours: Measured | None, theirs: Measured | None) -> Margin | None:
+def margin(
+    metric: Metric, ours: Measured | None, theirs: Measured | None, paired: Measured | None = None
+) -> Margin | None:
     """None where one of the two was not measured. Even within two standard errors of the difference.
 
-    The errors are taken as independent; where both answered the same rows the true error is usually smaller, so an
-    "ahead" or a "behind" is on the safe side.
+    `paired` is the difference as it was measured row by row. Without it the errors are taken as independent; where both
+    answered the same rows the true error is usually smaller, so an "ahead" or a "behind" is on the safe side.
     """
     if ours is None or theirs is None or not is_number(ours.value) or not is_number(theirs.value):
         return None
     difference = ours.value - theirs.value
     one, other = known_error(ours), known_error(theirs)
     error = math.hypot(one, other) if one is not None and other is not None else None
+    if paired is not None and known_error(paired) is not None:
+        error = known_error(paired)
     if error is None or (metric.better is None and abs(difference) > SETTLED_AT * error):
         return Margin(difference, error, "open")
     if abs(difference) <= SETTLED_AT * error:

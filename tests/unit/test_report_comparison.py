@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from dbserve.contracts.report import BlockFacts, Comparison, LossCurve, LossPoint, Measured, Metric, Report, Sample
+from dbserve.contracts.report import (
+    BlockFacts,
+    Comparison,
+    Contestant,
+    LossCurve,
+    LossPoint,
+    Measured,
+    Metric,
+    Report,
+    Sample,
+)
 from dbserve.report.comparison import comparison_table
 from dbserve.report.measures import margin, written
 from dbserve.report.page import render
@@ -187,6 +197,19 @@ def test_the_headline_tells_defeat_and_victory_and_what_is_too_close() -> None:
     assert "0.053 bits/character worse than the same network trained end-to-end" in sentences[1]
     assert "0.018 bits/character better than one shallow network (too close to call)" in sentences[1]
     assert "0.103 bits/character worse than one shallow network trained three times as long" in sentences[1]
+
+
+def test_a_difference_that_was_measured_row_by_row_decides_where_the_values_alone_cannot() -> None:
+    report = masked_text()
+    assert isinstance(report.quality, Comparison)
+
+    def with_paired(one: Contestant) -> Contestant:
+        return one.model_copy(update={"paired": Measured(value=-0.018, standard_error=0.004)})
+
+    shallow = tuple(with_paired(one) if one.key == "shallow" else one for one in report.quality.contestants)
+    settled = report.model_copy(update={"quality": report.quality.model_copy(update={"contestants": shallow})})
+    assert "0.018 bits/character better than one shallow network (too close to call)" in verdict(report).sentences[1]
+    assert "0.018 bits/character better than one shallow network, " in verdict(settled).sentences[1]
 
 
 def test_the_shallow_rival_among_the_figures_is_the_hardest_to_beat() -> None:

@@ -168,6 +168,7 @@ def _contestants(found: Generated) -> Iterator[Contestant]:
             ours=entrant.ours,
             layer_evaluations=None if drawn is None else drawn.layer_evaluations,
             values=values,
+            paired=_against_blocks(found, entrant.key),
         )
     if found.distances is not None:
         yield Contestant(
@@ -179,6 +180,15 @@ def _contestants(found: Generated) -> Iterator[Contestant]:
                 "class_accuracy": Measured(value=found.classifier_accuracy),
             },
         )
+
+
+def _against_blocks(found: Generated, key: str) -> Measured | None:
+    """In the primary metric, on the same noise (and resampled together); None for the blocks themselves."""
+    if key == "blocks":
+        return None
+    losses, distances = found.losses, found.distances
+    difference = losses.whole_difference("blocks", key) if distances is None else distances.difference("blocks", key)
+    return Measured(value=difference.value, standard_error=difference.error)
 
 
 def _distance(found: Distances, key: str) -> Measured:

@@ -26,6 +26,7 @@ from workers.evaluation.masked_samples import (
     made,
 )
 from workers.evaluation.masked_words import RangesFound, findings, warnings
+from workers.evaluation.scores import paired_measure
 from workers.evaluation.subject import Examined, Subject
 
 UNITS = {"characters": "bits/character", "bytes": "bits/byte", "tokenizer": "bits/token"}
@@ -177,12 +178,14 @@ def _contestants(entrants: tuple[Entrant, ...], bounds: Bounds, told: Told | Non
             ours=entrant.ours,
             layer_evaluations=max(part.layers * len(part.networks) for part in entrant.parts),
             values=_bits(bounds, entrant.key) | _variety(told, entrant.key),
+            paired=_against_blocks(bounds, entrant.key),
         )
     yield Contestant(
         key="unigram",
         title="Token frequencies",
         note="of the training text, without any context: what a network must beat",
         values=_bits(bounds, "unigram"),
+        paired=_against_blocks(bounds, "unigram"),
     )
     if told is not None:
         yield Contestant(
@@ -194,6 +197,11 @@ def _bits(bounds: Bounds, key: str) -> dict[str, Measured]:
     mean = mean_of_windows(bounds.whole(key))
     error = mean.error / math.log(2) if math.isfinite(mean.error) else None
     return {"bound": Measured(value=mean.value / math.log(2), standard_error=error)}
+
+
+def _against_blocks(bounds: Bounds, key: str) -> Measured | None:
+    """In bits, window by window; None for the blocks themselves."""
+    return None if key == "blocks" else paired_measure(bounds.whole("blocks"), bounds.whole(key), math.log(2))
 
 
 def _variety(told: Told | None, key: str) -> dict[str, Measured]:

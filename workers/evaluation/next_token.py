@@ -21,6 +21,7 @@ from workers.evaluation.entrants import Entrant, entrants_of
 from workers.evaluation.masked_samples import distinct
 from workers.evaluation.next_token_words import Found, findings, warnings
 from workers.evaluation.predictors import Predictor, Written, mean_of_networks, window_losses, written
+from workers.evaluation.scores import paired_measure
 from workers.evaluation.subject import Examined, Subject
 from workers.evaluation.token_blocks import Blocks, plain_writer, predictors_of
 from workers.method.likelihood import Bound
@@ -276,11 +277,18 @@ def _contestants(
         if one.key in texts:
             values |= _variety(texts[one.key].tokens) | {"seconds": Measured(value=texts[one.key].seconds)}
         yield Contestant(
-            key=one.key, title=one.title, note=one.note, ours=one.ours, layer_evaluations=one.layers, values=values
+            key=one.key,
+            title=one.title,
+            note=one.note,
+            ours=one.ours,
+            layer_evaluations=one.layers,
+            values=values,
+            paired=_against_blocks(found, one.key),
         )
     for key, title in (("bigram", "Pairs of tokens"), ("unigram", "Token frequencies")):
         note = "counted in the training text: what a network must beat"
-        yield Contestant(key=key, title=title, note=note, values=_bits(found.losses[key]))
+        paired = _against_blocks(found, key)
+        yield Contestant(key=key, title=title, note=note, values=_bits(found.losses[key]), paired=paired)
     if texts:
         yield Contestant(
             key="floor", title="Held-out text", note="what the data score themselves", values=_variety(held_out)
@@ -290,6 +298,11 @@ def _contestants(
 def _bits(losses: Tensor) -> dict[str, Measured]:
     error = float(losses.std()) / math.sqrt(len(losses)) / math.log(2) if len(losses) > 1 else None
     return {"bits": Measured(value=float(losses.mean()) / math.log(2), standard_error=error)}
+
+
+def _against_blocks(found: Found, key: str) -> Measured | None:
+    """In bits, window by window; None for the blocks themselves."""
+    return None if key == "blocks" else paired_measure(found.losses["blocks"], found.losses[key], math.log(2))
 
 
 def _variety(tokens: Tensor) -> dict[str, Measured]:

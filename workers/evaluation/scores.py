@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dbserve.contracts.report import Score, ShallowSingle
+from dbserve.contracts.report import Measured, Score, ShallowSingle
 
 CALIBRATION_BINS = 15
 
@@ -89,6 +89,14 @@ def paired_difference(ours: Tensor, theirs: Tensor, labels: Tensor) -> Differenc
     differences = correct(ours, labels).double() - correct(theirs, labels).double()
     spread = float(differences.std(correction=0))
     return Difference(value=float(differences.mean()), error=spread / math.sqrt(len(labels)))
+
+
+def paired_measure(ours: Tensor, theirs: Tensor, unit: float = 1.0) -> Measured | None:
+    """Mean of ours - theirs over the same rows, (N,) each, divided by `unit`; None without a spread (one row)."""
+    if len(ours) < 2:
+        return None
+    difference = (ours.double() - theirs.double()) / unit
+    return Measured(value=float(difference.mean()), standard_error=float(difference.std()) / math.sqrt(len(difference)))
 
 
 def _standard_error(share: float, rows: int) -> float:
