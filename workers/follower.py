@@ -1,33 +1,31 @@
 """Another worker of a task of several: python -m workers.follower, started by workers.parallel and by nobody else."""
 
 import os
-import pickle
 import sys
 import threading
-from typing import IO, cast
+from typing import IO
 
 import torch
 
 from workers.allocation import keep_freed_memory
 from workers.group import Together, joined_store, process_group
-from workers.parallel import Orders, ready_key
+from workers.orders import read_orders
+from workers.parallel import Place, ready_key
 from workers.trainer import training
 
 
 def main() -> None:
-    pipe = sys.stdin.buffer
-    orders = cast(Orders, pickle.load(pipe))  # noqa: S301  written by our parent
-    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     keep_freed_memory()
-    torch.set_num_threads(orders.threads)
-    store = joined_store(orders.port, orders.task.workers)
-    store.set(ready_key(orders.rank), "")
-    device, size = torch.device(orders.device), orders.task.workers
-    workers = Together(orders.rank, size, process_group(store, orders.rank, size, device))
-    steps = training(
-        orders.spec, orders.plan, orders.task, orders.data, orders.state, orders.initial_weights, device, workers
-    )
-    for _ in steps:
+    pipe = sys.stdin.buffer
+    place = Place.model_validate_json(pipe.readline())
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    torch.set_num_threads(place.threads)
+    orders = read_orders(place.directory)
+    store = joined_store(place.port, place.size)
+    store.set(ready_key(place.rank), "")
+    device = torch.device(place.device)
+    workers = Together(place.rank, place.size, process_group(store, place.rank, place.size, device))
+    for _ in training(orders, device, workers):
         pass
 
 

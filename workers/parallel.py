@@ -1,53 +1,43 @@
 """A task of several workers: the others run as processes of this one, and end with it, however it ends.
 
-Rank 0 is the calling process. The others are told where its store listens (on the loopback interface), build the same
-network from the same seeds, and take their rows of every step; gradients are averaged by all-reduce. The pipe through
-which they are told stays open: when it closes, because we are done or gone, they end themselves.
+Rank 0 is the calling process. The others are told where its store listens (on the loopback interface) and in which
+directory their orders lie, build the same network from the same seeds, and take their rows of every step; gradients are
+averaged by all-reduce. The pipe through which they are told stays open: when it closes, because we are done or gone,
+they end themselves.
 """
 
 import contextlib
-import io
-import mmap
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from pathlib import Path
+from typing import IO, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from pydantic import BaseModel
 
-from dbserve.contracts.job import JobSpec
-from dbserve.contracts.plan import JobPlan, TaskPlan
+from dbserve.contracts.plan import TaskPlan
 from dbserve.errors import ConfigInvalid, DbserveError, WorkerLost
-from workers.checkpoint import TrainingState
-from workers.data import Dataset
 from workers.group import START, Together, leading_store, process_group
+from workers.orders import Orders, write_orders
 
 STOP_SECONDS = 10.0
 _LOOK_SECONDS = 0.02
 
 
-@dataclass(frozen=True)
-class Orders:
-    """What another worker is told."""
+class Place(BaseModel, frozen=True):
+    """What another worker is told through its pipe: one line of JSON."""
 
     rank: int
+    size: int
     port: int  # of the store
     threads: int
     device: str
-    spec: JobSpec
-    plan: JobPlan
-    task: TaskPlan
-    data: Dataset
-    state: TrainingState | None
-    initial_weights: dict[str, Tensor] | None
+    directory: Path  # of the orders; gone once all have read them
 
 
 @dataclass
@@ -63,20 +53,13 @@ class _Follower:
 
 
 @contextlib.contextmanager
-def leading(
-    spec: JobSpec,
-    plan: JobPlan,
-    task: TaskPlan,
-    data: Dataset,
-    state: TrainingState | None,
-    initial_weights: dict[str, Tensor] | None,
-    device: torch.device,
-) -> Generator[Together, None, None]:
+def leading(orders: Orders, device: torch.device) -> Generator[Together, None, None]:
     """Rank 0 of task.workers; the others are started, and gone at the end.
 
     The threads of this process are shared out among them. Raises WorkerLost naming the rank of one that died,
-    ConfigInvalid where there are fewer GPUs than workers.
+    ConfigInvalid where there are fewer GPUs than workers, StorageError where orders cannot be written.
     """
+    task = orders.task
     if device.type == "cuda" and torch.cuda.device_count() < task.workers:
         raise ConfigInvalid(
             f"{task.name} needs {task.workers} GPUs on one worker; it has {torch.cuda.device_count()}",
@@ -88,14 +71,16 @@ def leading(
     followers: list[_Follower] = []
     try:
         followers.extend(_start(rank, threads) for rank in range(1, task.workers))
-        for follower in followers:
-            on = f"cuda:{follower.rank}" if device.type == "cuda" else "cpu"
-            _tell(
-                follower,
-                Orders(follower.rank, port, threads, on, spec, plan, task, data, state, initial_weights),
-            )
-        torch.set_num_threads(threads)
-        _await_all(store, followers)
+        with tempfile.TemporaryDirectory(prefix="dbserve-orders-") as name:  # nobody else may look into it
+            write_orders(Path(name), orders)
+            for follower in followers:
+                on = f"cuda:{follower.rank}" if device.type == "cuda" else "cpu"
+                place = Place(
+                    rank=follower.rank, size=task.workers, port=port, threads=threads, device=on, directory=Path(name)
+                )
+                _tell(follower, place)
+            torch.set_num_threads(threads)
+            _await_all(store, followers)
         yield Together(0, task.workers, process_group(store, 0, task.workers, device))
     except DbserveError:
         raise
@@ -122,10 +107,10 @@ def _start(rank: int, threads: int) -> _Follower:
     return _Follower(rank, process, said)
 
 
-def _tell(follower: _Follower, orders: Orders) -> None:
+def _tell(follower: _Follower, place: Place) -> None:
     pipe = follower.process.stdin
     assert pipe is not None
-    pipe.write(pickled(orders))
+    pipe.write(place.model_dump_json().encode() + b"\n")
     pipe.flush()
 
 
@@ -172,37 +157,3 @@ def _stop(followers: Sequence[_Follower]) -> None:
             follower.process.kill()
             follower.process.wait()
         follower.said.close()
-
-
-def pickled(content: object) -> bytes:
-    letter = io.BytesIO()
-    _Pickler(letter, protocol=pickle.HIGHEST_PROTOCOL).dump(content)
-    return letter.getvalue()
-
-
-class _Pickler(pickle.Pickler):
-    """Arrays that are mapped from a file travel as the file's name, and are mapped again: no copy for each worker."""
-
-    def reducer_override(self, obj: object) -> Any:
-        if not isinstance(obj, np.ndarray):
-            return NotImplemented
-        array = cast("NDArray[Any]", obj)
-        file = _file_under(array)
-        if file is None or not array.flags.c_contiguous:
-            return NotImplemented
-        place = int(file.offset) + array.ctypes.data - file.ctypes.data
-        return _mapped, (str(file.filename), array.dtype.str, array.shape, place)
-
-
-def _file_under(array: NDArray[Any]) -> Any:
-    """The mapped file (an np.memmap) that the array is a part of; None: it is in memory."""
-    base: Any = array
-    while base is not None:
-        if isinstance(base, np.memmap) and isinstance(cast(Any, base).base, mmap.mmap):
-            return cast(Any, base)
-        base = getattr(base, "base", None)
-    return None
-
-
-def _mapped(path: str, dtype: str, shape: tuple[int, ...], place: int) -> NDArray[Any]:
-    return np.memmap(path, dtype=np.dtype(dtype), mode="r", offset=place, shape=shape).view(np.ndarray)

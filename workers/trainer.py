@@ -20,10 +20,11 @@ from dbserve.contracts.plan import JobPlan, TaskKind, TaskPlan
 from dbserve.contracts.status import MemoryBytes
 from workers.checkpoint import RateTrial, TrainingState, TrainingSummary
 from workers.compilation import compile_network
-from workers.data import Batch, Dataset, batches
+from workers.data import Batch, Dataset, Split, batches
 from workers.group import Alone, Workers
 from workers.models import Architecture, Loss, architecture
 from workers.optimizer import learning_rate
+from workers.orders import Orders
 from workers.parallel import leading
 from workers.progress import Progress
 from workers.rate_scan import RATES, best_rate, outcome, trial_of
@@ -74,33 +75,26 @@ def train_block(
         WorkerLost: one of the task's other workers died, naming its rank.
     """
     device = torch.device(device)
+    orders = Orders(spec, plan, task, data.train, state, initial_weights)
     if task.workers == 1:
-        yield from training(spec, plan, task, data, state, initial_weights, device, Alone())
+        yield from training(orders, device, Alone())
         return
-    with leading(spec, plan, task, data, state, initial_weights, device) as workers:
-        yield from training(spec, plan, task, data, state, initial_weights, device, workers)
+    with leading(orders, device) as workers:
+        yield from training(orders, device, workers)
 
 
-def training(
-    spec: JobSpec,
-    plan: JobPlan,
-    task: TaskPlan,
-    data: Dataset,
-    state: TrainingState | None,
-    initial_weights: dict[str, Tensor] | None,
-    device: torch.device,
-    workers: Workers,
-) -> Generator[StepReport, None, None]:
+def training(orders: Orders, device: torch.device, workers: Workers) -> Generator[StepReport, None, None]:
     """train_block() as one of the task's workers. All of them report the same losses; rank 0's states count."""
+    spec, plan, task, state = orders.spec, orders.plan, orders.task, orders.state
     network = build_network(spec, plan, task)
-    if state is None and initial_weights is not None:
-        network.load_state_dict(initial_weights)
+    if state is None and orders.initial_weights is not None:
+        network.load_state_dict(orders.initial_weights)
     network = network.to(device).train()
     recomputed = Recomputed(network) if plan.training.activation_checkpointing else None
     if plan.training.compile:
         compile_network(network, device)
     loss = loss_of(plan, task, network)
-    stream_of = partial(_stream, spec, plan, data, workers, device)
+    stream_of = partial(_stream, spec, plan, orders.train, workers, device)
     stepper_of = partial(Stepper, network, loss, workers, recomputed)
     start, summary = (0, TrainingSummary()) if state is None else (state.step, state.summary)
     if state is None:
@@ -179,12 +173,12 @@ def _report_is_due(step: int, start: int, total: int, checkpoint_every: int, dev
 
 
 def _stream(
-    spec: JobSpec, plan: JobPlan, data: Dataset, workers: Workers, device: torch.device, name: str, start: int
+    spec: JobSpec, plan: JobPlan, train: Split, workers: Workers, device: torch.device, name: str, start: int
 ) -> Generator[Batch, None, None]:
     """This worker's rows of every step from `start` on: the step's batch_size x workers rows are theirs in order."""
     rows = plan.training.batch_size
     whole = batches(
-        data.train,
+        train,
         batch_size=rows * workers.size,
         seed=plan.training.seed,
         task=name,

@@ -1,12 +1,12 @@
 """Several workers on one task. Every test starts real processes."""
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import psutil
 import pytest
 import torch
 
-from dbserve.errors import NonfiniteLoss, WorkerLost
+from dbserve.errors import NonfiniteLoss, StorageError, WorkerLost
 from tests.training import dataset, planned, run, same, spec_of
 from workers.checkpoint import TrainingState
-from workers.data import Dataset, Split
-from workers.parallel import pickled
+from workers.data import Split
+from workers.orders import Orders, read_orders, write_orders
 from workers.trainer import StepReport, build_network, train_block
 
 TASK = "data_parallel"
@@ -122,11 +122,46 @@ def test_a_loss_that_is_no_number_at_one_worker_stops_them_all() -> None:
     assert not followers(os.getpid())
 
 
-def test_mapped_rows_travel_as_the_name_of_their_file(tmp_path: Path) -> None:
+def test_mapped_rows_are_told_by_the_name_of_their_file_and_others_are_written_beside(tmp_path: Path) -> None:
     rows = np.arange(40_000, dtype=np.uint8).reshape(100, 20, 20, 1)
     rows.tofile(tmp_path / "rows.bin")
     mapped = np.memmap(tmp_path / "rows.bin", dtype=np.uint8, mode="r", shape=rows.shape).view(np.ndarray)
-    split = Split(inputs=mapped[10:60], labels=np.arange(50))
-    letter = pickled(Dataset(train=split, validation=split, test=split))
-    assert len(letter) < 4_000
-    assert np.array_equal(pickle.loads(letter).train.inputs, rows[10:60])
+    spec = spec_of()
+    plan = planned(spec)
+    told: list[Split] = []
+    for name, inputs in (("whole", mapped[10:60]), ("strided", mapped[10:60, ::2])):
+        place = tmp_path / name
+        place.mkdir()
+        write_orders(place, Orders(spec, plan, plan.task(TASK), Split(inputs, np.arange(50)), None, None))
+        read = read_orders(place)
+        assert (read.spec, read.plan, read.task) == (spec, plan, plan.task(TASK))
+        assert np.array_equal(read.train.inputs, inputs)
+        assert np.array_equal(read.train.targets, np.arange(50))
+        told.append(read.train)
+    assert not (tmp_path / "whole" / "inputs.bin").exists()
+    (tmp_path / "whole" / "labels.bin").unlink()
+    assert told[0].targets[49] == 49  # all is read, or held open
+    assert not told[0].inputs.flags.writeable
+
+
+def test_a_state_and_first_weights_are_told_bit_for_bit_less_the_average(tmp_path: Path) -> None:
+    spec = spec_of(training={"ema": 0.9, "steps": 2, "warmup": 1})
+    plan = planned(spec)
+    ((_, _), (_, state)) = run(spec, "block-0")
+    shared = torch.randn(4, 6)
+    initial = {"matrix": shared.T, "part": shared[0], "tied": shared}
+    write_orders(tmp_path, Orders(spec, plan, plan.task(TASK), dataset().train, state, initial))
+    read = read_orders(tmp_path)
+    assert read.state is not None
+    assert state.average
+    assert same(read.state, replace(state, average={}))
+    assert read.state.summary == state.summary
+    assert read.initial_weights is not None
+    assert all(torch.equal(read.initial_weights[name], tensor) for name, tensor in initial.items())
+
+
+def test_orders_that_cannot_be_written_are_a_fault_of_the_disk(tmp_path: Path) -> None:
+    spec = spec_of()
+    plan = planned(spec)
+    with pytest.raises(StorageError, match="data_parallel"):
+        write_orders(tmp_path / "missing", Orders(spec, plan, plan.task(TASK), dataset().train, None, None))
