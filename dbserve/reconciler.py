@@ -104,7 +104,8 @@ def decide(
     """What must be done so that the cluster runs what the store wants, and no more.
 
     `alive` must have been read before `jobs`: a worker that ended in between then shows its end in the store.
-    Jobs come first come, first served; a job's tasks in the order of its plan.
+    Jobs come first come, first served; a job's tasks in the order of its plan. A task that must wait for room keeps its
+    place: narrower ones that come later get only what it leaves.
     """
     known = {task.run: task for job in jobs for task in job.tasks.values()}
     wanted = {run for run, task in known.items() if task.state in HELD}
@@ -131,9 +132,10 @@ def decide(
                 if (why := _can_never_fit(resources, capacity)) is not None:
                     if task.message != why:
                         yield Note(Held(run=task.run, at=now, reason=Reason.UNSCHEDULABLE, message=why))
-                elif resources.fits(free):
-                    free = free.minus(resources)
-                    yield Launch(task.run, resources)
+                else:
+                    if resources.fits(free):
+                        yield Launch(task.run, resources)
+                    free = free.minus(resources)  # also where it waits: what comes later must not overtake it for ever
 
 
 def _give_up(job: JobSnapshot, task: Task, cluster: str, now: float) -> GiveUp:

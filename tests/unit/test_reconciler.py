@@ -158,3 +158,17 @@ def test_a_task_in_backoff_waits() -> None:
     job = a_job(block_0={"not_before": NOW + 1}, block_1=SUCCEEDED)
     assert waiting.state is TaskState.PENDING
     assert decided([job]) == []
+
+
+def test_a_wide_task_that_waits_is_not_overtaken_by_narrow_ones_that_came_later() -> None:
+    wide = small_spec(evaluation={"baselines": ["data_parallel"]})
+    plan = small_plan(wide)
+    done = {task.run.task: task for task in new_tasks("j1", plan, wide.retry, now=0.0)}
+    done |= {name: done[name].model_copy(update={"cluster": "c1", **SUCCEEDED}) for name in ("block-0", "block-1")}
+    first = a_job("j1").model_copy(update={"spec": wide, "plan": plan, "tasks": done})
+    busy = a_job("j2", block_0=RUNNING)
+    alive = [run_of("j2", "block-0")]
+
+    launched = [action.run for action in decided([first, busy], alive) if isinstance(action, Launch)]
+
+    assert launched == [], "the CPU that is free is kept for data_parallel, which needs two"
