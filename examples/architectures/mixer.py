@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from dbserve.contracts.card import ArchitectureCard, Family, Footprint, NoiseDefaults, OptionRule, Recipe
 from dbserve.contracts.plan import Contract
 from workers.method.codes import code_norm, expected_code, log_posterior, target_codes
-from workers.method.sampler import ChainInit
 from workers.models.classification import code_denoising_loss, label_loss
 from workers.models.encoder import FREQUENCIES, TimeEmbedding, patches
-from workers.models.protocol import Loss
+from workers.models.protocol import Answering, Loss
 
 
 # 1. Options: strict, every one described. `depth` is what gets cut into blocks.
@@ -160,7 +159,7 @@ BASELINE = Footprint(
 )
 
 
-# 5. The architecture. A Classifier also says its codes and where its chain starts.
+# 5. The architecture. A Classifier also says its codes and how its blocks answer.
 class Mixer:
     """Architecture "mixer"."""
 
@@ -188,8 +187,8 @@ class Mixer:
     def codes(self, contract: Contract) -> Tensor:
         return _codes(contract)
 
-    def chain_init(self, contract: Contract) -> ChainInit:
-        return "zero"
+    def answering(self, contract: Contract) -> Answering:
+        return Answering()
 
     def denoiser(self, contract: Contract, layers: int) -> MixerDenoiser:
         return MixerDenoiser(_options(contract), contract, layers)

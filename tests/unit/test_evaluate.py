@@ -170,6 +170,14 @@ def test_without_validation_rows_the_chain_answers_and_the_report_says_so(job: J
     assert "by default" in found.findings[0]
 
 
+def test_a_job_may_say_how_its_blocks_answer(tmp_path: Path) -> None:
+    options = {"depth": 2, "width": 16, "heads": 2, "patch": 4, "decode": "first_block", "bridge": "hard"}
+    asked = Job(tmp_path, steps=1, architecture={"kind": "vit", "options": options}, baselines=[]).train()
+    found = asked.report()
+    assert found.decode == "first_block"
+    assert "As the job asks, the first block alone answers" in found.findings[0]
+
+
 def test_diagnoses_describe_the_plans_blocks_in_order(job: Job, report: Report) -> None:
     edges = job.plan.contract.edges
     assert [(block.sigma_max, block.sigma_min) for block in report.diagnosis] == list(itertools.pairwise(edges))

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from workers.method.codes import CodeFamily, code_norm, expected_code, log_posterior, target_codes
 from workers.method.noise import NoiseDistribution, sample_sigmas
-from workers.method.objective import edm_weight, label_cross_entropy, noised_codes, weighted_mean
+from workers.method.objective import edm_target, edm_weight, label_cross_entropy, noised_codes
 from workers.method.partition import equal_mass_edges
 from workers.method.precondition import c_in, c_noise, c_out, c_skip
-from workers.method.sampler import chain, euler_step, initial_z, product_of_experts, walk
+from workers.method.sampler import bridged, chain, euler_step, initial_z, product_of_experts, walk
 
 FAMILIES: list[tuple[CodeFamily, int]] = [("simplex", 6), ("orthonormal", 7), ("unit_norm", 20)]
 EDGES = equal_mass_edges(3, p_mean=1.4, p_std=1.2, sigma_min=0.002, sigma_max=80.0)
@@ -61,6 +61,13 @@ def test_the_chain_hands_each_block_its_own_upper_edge_and_the_last_answer_count
     assert [sigma for sigma, _ in seen] == pytest.approx(EDGES[:3])
     assert seen[0][1] == 0.0  # zero init: the mode of the prior
     assert [answer[0, 0].item() for answer in logits] == [1.0, 2.0, 3.0]
+
+
+def test_a_hard_bridge_hands_on_the_likeliest_code_and_a_soft_one_the_mean() -> None:
+    codes = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    logits = torch.tensor([[2.0, 1.0]])
+    assert torch.equal(bridged(logits, codes, "hard"), codes[:1])
+    assert torch.allclose(bridged(logits, codes, "soft"), logits.softmax(dim=1))
 
 
 def test_noise_init_samples_the_prior_and_refuses_to_do_so_unseeded() -> None:
@@ -152,6 +159,8 @@ def test_preconditioning_gives_unit_variance_in_and_passes_z_on_where_noise_is_s
     # The network's target (y - c_skip z) / c_out has unit variance too (EDM, appendix B.6).
     target = (data - c_skip(sigma, 0.5) * z) / c_out(sigma, 0.5)
     torch.testing.assert_close(target.std(0), torch.ones(3), atol=0.01, rtol=0)
+    rows, noisy = (part.expand(-1, 3).T[:, :, None, None] for part in (data, z))  # one of each noise level
+    torch.testing.assert_close(edm_target(rows, noisy, sigma, 0.5)[:, :, 0, 0], target.T)
     torch.testing.assert_close(c_noise(sigma), torch.log(sigma) / 4)
     torch.testing.assert_close(edm_weight(sigma, 0.5) * c_out(sigma, 0.5) ** 2, torch.ones(3))
 
@@ -165,11 +174,8 @@ def test_noised_codes_lie_sigma_away_from_their_own_code() -> None:
 
 
 def test_no_loss_is_broadcast() -> None:
-    with pytest.raises(ValueError, match="would broadcast"):
-        weighted_mean(torch.ones(4), torch.ones(4, 1))
     with pytest.raises(ValueError, match="belong together"):
         label_cross_entropy(torch.zeros(4, 3), torch.zeros(4, 1, dtype=torch.int64))
-    assert weighted_mean(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])).item() == pytest.approx(5.5)
     assert label_cross_entropy(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)).item() == pytest.approx(
         math.log(3)
     )

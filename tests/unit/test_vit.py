@@ -14,6 +14,7 @@ from workers.models import ARCHITECTURES, architecture
 from workers.models.cards import card_text
 from workers.models.dropout import Dropout
 from workers.models.encoder import Layer, patches
+from workers.models.protocol import Answering
 from workers.models.vit import Options, VitClassifier, VitDenoiser
 
 VIT = ARCHITECTURES["vit"]
@@ -135,7 +136,7 @@ def test_the_linear_readout_says_only_what_the_head_says() -> None:
     nn.init.zeros_(network.head.bias)
     z = VIT.codes(plan.contract)
     assert not network(images(10), z, torch.full((10,), 0.01)).any()
-    assert VIT.chain_init(plan.contract) == "noise"
+    assert VIT.answering(plan.contract) == Answering(init="noise", bridge="soft", decode=None)
     assert plan.contract.code_dim == 16
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dbserve.contracts.plan import Contract
 from dbserve.contracts.report import DecodeRule
 from workers.data import Split, normalise
-from workers.method.sampler import ChainInit, ChainStep, Denoise, alone, initial_z, product_of_answers, walk
-from workers.models import Classifier, architecture
+from workers.method.sampler import ChainStep, Denoise, alone, initial_z, product_of_answers, walk
+from workers.models import Answering, Classifier, architecture
 
 CPU_ROWS = 64  # measured: 12 layers of width 128 take 40 % less time a row than at 500
 _INIT_SEED = 20260714  # of z at sigma_max where the chain starts from noise
@@ -29,7 +29,7 @@ class BlockChain:
     blocks: tuple[Denoise, ...]
     codes: Tensor  # (K, d)
     edges: tuple[float, ...]  # B + 1, descending
-    init: ChainInit
+    answering: Answering
 
     @classmethod
     def of(cls, contract: Contract, blocks: Sequence[nn.Module], device: torch.device) -> BlockChain:
@@ -38,13 +38,13 @@ class BlockChain:
             blocks=tuple(cast("Denoise", block.to(device).eval()) for block in blocks),
             codes=kind.codes(contract).to(device),
             edges=contract.edges,
-            init=kind.chain_init(contract),
+            answering=kind.answering(contract),
         )
 
     def walk(self, images: Tensor, *, generator: torch.Generator) -> Iterator[ChainStep]:
         """The chain's steps for images (N, C, H, W) on its device; the generator is drawn from where init is noise."""
-        z = initial_z(self.init, len(images), self.codes, self.edges[0], generator=generator)
-        return walk(self.blocks, images, self.codes, self.edges, z)
+        z = initial_z(self.answering.init, len(images), self.codes, self.edges[0], generator=generator)
+        return walk(self.blocks, images, self.codes, self.edges, z, bridge=self.answering.bridge)
 
     def generator(self) -> torch.Generator:
         return torch.Generator(self.codes.device).manual_seed(_INIT_SEED)
@@ -74,7 +74,7 @@ def chain_answers(model: BlockChain, split: Split, batch_size: int) -> Answers:
     single: list[list[Tensor]] = []
     for images, _ in image_batches(split, batch_size, model.codes.device):
         chained = [step.logits for step in model.walk(images, generator=generator)]
-        known = chained[:1] if model.init == "zero" else []  # what the chain began with is block 0 alone
+        known = chained[:1] if model.answering.init == "zero" else []  # what the chain began with is block 0 alone
         others = alone(model.blocks[len(known) :], images, model.codes, model.edges[len(known) : -1])
         after.append([_log_softmax(answer) for answer in chained])
         single.append([_log_softmax(answer) for answer in (*known, *others)])

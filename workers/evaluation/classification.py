@@ -38,7 +38,7 @@ def examine(subject: Subject) -> Examined:
     )
     quality = _quality(subject, answers, baselines, compared)
     validation_accuracy = _validation_accuracy(model, validation, batch_size)
-    decode = max(DECODE_RULES, key=lambda rule: validation_accuracy.get(rule, 0.0))
+    decode = model.answering.decode or max(DECODE_RULES, key=lambda rule: validation_accuracy.get(rule, 0.0))
     diagnosis = diagnose(model, test, answers, batch_size)
     return Examined(
         quality=quality,
@@ -51,6 +51,7 @@ def examine(subject: Subject) -> Examined:
             compared,
             quality,
             decode=decode,
+            chosen=model.answering.decode is None,
             validation_accuracy=validation_accuracy,
             validation_rows=len(validation),
             blocks=len(subject.blocks),

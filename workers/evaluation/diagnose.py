@@ -19,7 +19,7 @@ from workers.evaluation.answers import Answers, BlockChain, as_tensor, image_bat
 from workers.evaluation.scores import accuracy
 from workers.method.codes import expected_code, log_posterior
 from workers.method.objective import noised_codes
-from workers.method.sampler import ChainStep, euler_step, walk
+from workers.method.sampler import ChainStep, bridged, euler_step, walk
 
 DIAGNOSIS_ROWS = 1000  # about six answers of the whole model each; a share of them is good to 1.6 points
 PUSH = 0.1  # of a block's output
@@ -96,7 +96,7 @@ def _run(model: BlockChain, split: Split, batch_size: int) -> _Sums:
     random = torch.Generator(device).manual_seed(_SEED)
     start = model.generator()
     sums = _Sums([_BlockSums() for _ in model.blocks])
-    swapped = BlockChain((*model.blocks[:-1], model.blocks[0]), model.codes, model.edges, model.init)
+    swapped = BlockChain((*model.blocks[:-1], model.blocks[0]), model.codes, model.edges, model.answering)
     for images, labels in image_batches(split, batch_size, device):
         steps = list(model.walk(images, generator=start))
         outcome = _mean_code(model, steps[-1].logits)
@@ -128,14 +128,15 @@ def _push(
     model: BlockChain, images: Tensor, step: ChainStep, outcome: Tensor, into: _BlockSums, random: torch.Generator
 ) -> None:
     """Move a block's mean code by PUSH of its length in a random direction and let the later blocks go on."""
-    code, later = _mean_code(model, step.logits), step.block + 1
+    code, later = bridged(step.logits, model.codes, model.answering.bridge), step.block + 1
     direction = torch.randn(code.shape, generator=random, device=code.device)
     length = code.square().sum(dim=1, keepdim=True).sqrt()
     push = PUSH * length * F.normalize(direction, dim=1)
     pushed_outcome = code + push
     if later < len(model.blocks):
         z = euler_step(step.z, code + push, step.sigma, model.edges[later])
-        *_, last = walk(model.blocks[later:], images, model.codes, model.edges[later:], z)
+        bridge = model.answering.bridge
+        *_, last = walk(model.blocks[later:], images, model.codes, model.edges[later:], z, bridge=bridge)
         pushed_outcome = _mean_code(model, last.logits)
     into.pushed += float(push.double().square().sum())
     into.changed += float((pushed_outcome - outcome).double().square().sum())

@@ -86,17 +86,20 @@ def findings(
     quality: Quality,
     *,
     decode: DecodeRule,
+    chosen: bool,
     validation_accuracy: Mapping[DecodeRule, float],
     validation_rows: int,
     blocks: int,
     swap_accuracy: float | None,
 ) -> tuple[str, ...]:
-    """What a classifier's figures come to, the unfavourable included.
+    """What a classifier's figures come to, the unfavourable included. `chosen`: by validation rows, not by the job.
 
     "Level" means within two standard errors of the difference, row by row.
     """
     return (
-        _decode_sentence(decode, validation_accuracy, validation_rows),
+        _decode_sentence(decode, validation_accuracy, validation_rows)
+        if chosen
+        else f"As the job asks, {_NAMES[decode]} answers, whatever validation rows say.",
         *_against_end_to_end(compared, quality, decode),
         *_against_shallow(compared, quality, blocks),
         *_against_equal_budgets(compared, quality, blocks),

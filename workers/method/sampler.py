@@ -15,6 +15,7 @@ from workers.method.codes import expected_code
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # images (N, ...), z (N, d), sigma (N,) -> logits (N, K)
 ChainInit = Literal["zero", "noise"]
+Bridge = Literal["soft", "hard"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,26 @@ def initial_z(
     return sigma_max * torch.randn(rows, codes.shape[1], device=codes.device, generator=generator)
 
 
+def bridged(logits: Tensor, codes: Tensor, bridge: Bridge) -> Tensor:
+    """The estimate of the clean code that carries z on: logits (N, K), codes (K, d) -> (N, d).
+
+    soft: the mean code, softmax(logits) E, which is what a denoiser's answer is; hard: the code of the likeliest class.
+    """
+    if bridge == "hard":
+        return codes[logits.argmax(dim=1)].float()
+    return expected_code(F.log_softmax(logits.float(), dim=1), codes)
+
+
 def walk(
-    blocks: Sequence[Denoise], images: Tensor, codes: Tensor, edges: Sequence[float], z: Tensor
+    blocks: Sequence[Denoise],
+    images: Tensor,
+    codes: Tensor,
+    edges: Sequence[float],
+    z: Tensor,
+    *,
+    bridge: Bridge = "soft",
 ) -> Iterator[ChainStep]:
-    """The chain, step by step: block b answers at edges[b]; its mean code carries z to edges[b + 1] by one Euler step.
+    """The chain, step by step: block b answers at edges[b]; its answer carries z to edges[b + 1] by one Euler step.
 
     images (N, ...), codes (K, d) on their device, edges (B + 1) descending, z (N, d) at edges[0].
     """
@@ -59,8 +76,7 @@ def walk(
         sigma = edges[index]
         logits = block(images, z, torch.full((len(z),), sigma, device=z.device))
         yield ChainStep(index, sigma, z, logits)
-        denoised = expected_code(F.log_softmax(logits.float(), dim=1), codes)
-        z = euler_step(z, denoised, sigma, edges[index + 1])
+        z = euler_step(z, bridged(logits, codes, bridge), sigma, edges[index + 1])
 
 
 def chain(

@@ -3,11 +3,11 @@
 from workers.models.dit import DIT
 from workers.models.llama import LLAMA
 from workers.models.mdm import MDM
-from workers.models.protocol import Architecture, Classifier, Loss
+from workers.models.protocol import Answering, Architecture, Classifier, Loss
 from workers.models.recurrent import RECURRENT
 from workers.models.vit import VIT
 
-__all__ = ["ARCHITECTURES", "Architecture", "Classifier", "Loss", "architecture"]
+__all__ = ["ARCHITECTURES", "Answering", "Architecture", "Classifier", "Loss", "architecture"]
 
 ARCHITECTURES: dict[str, Architecture] = {network.kind: network for network in (VIT, DIT, MDM, LLAMA, RECURRENT)}
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from dbserve.contracts.card import ArchitectureCard
 from dbserve.contracts.plan import Contract
+from dbserve.contracts.report import DecodeRule
 from workers.data import Batch
 from workers.method.ode import Denoiser, OdeSampler
-from workers.method.sampler import ChainInit
+from workers.method.sampler import Bridge, ChainInit
 
 # A batch and the generator of the step's noise, both on the network's device -> mean loss, a float32 scalar, in nats
 # unless the architecture says otherwise.
@@ -54,6 +55,15 @@ class Architecture(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Answering:
+    """How a classifier's blocks come to one answer."""
+
+    init: ChainInit = "zero"  # z at sigma_max
+    bridge: Bridge = "soft"  # what carries z from a block to the next
+    decode: DecodeRule | None = None  # None: whichever is right most often on validation rows
+
+
 class Classifier(Architecture, Protocol):
     """An architecture of the family "classification": its denoisers answer for the class behind a noised code.
 
@@ -65,8 +75,8 @@ class Classifier(Architecture, Protocol):
         """E, the frozen target codes of the contract: (K, d) float32 on the CPU."""
         ...
 
-    def chain_init(self, contract: Contract) -> ChainInit:
-        """Where the chain starts at sigma_max."""
+    def answering(self, contract: Contract) -> Answering:
+        """How the blocks come to one answer."""
         ...
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from dbserve.contracts.card import ArchitectureCard, Family, Footprint, NoiseDefaults, OptionRule
 from dbserve.contracts.plan import Contract
+from dbserve.contracts.report import DecodeRule
 from workers.method.codes import CodeFamily, code_norm, expected_code, log_posterior, target_codes
 from workers.method.precondition import c_in
-from workers.method.sampler import ChainInit
+from workers.method.sampler import Bridge, ChainInit
 from workers.models.classification import code_denoising_loss, label_loss
 from workers.models.encoder import (
     FREQUENCIES,
@@ -28,7 +29,7 @@ from workers.models.encoder import (
     TimeEmbedding,
     patches,
 )
-from workers.models.protocol import Loss
+from workers.models.protocol import Answering, Loss
 
 POSTERIOR_SCALE = 8.0  # length of a sure posterior mean as it enters the projection
 CLS = 1  # the readout's tokens
@@ -55,6 +56,12 @@ class Options(BaseModel, frozen=True):
         "posterior_mean"
     )
     chain_init: Annotated[ChainInit, Field(description="z at sigma_max when the chain answers")] = "zero"
+    bridge: Annotated[Bridge, Field(description="what carries z on: the mean code, or that of the likeliest class")] = (
+        "soft"
+    )
+    decode: Annotated[
+        DecodeRule | None, Field(description="how the blocks answer; null: the best of them on validation rows")
+    ] = None
 
     def layer(self) -> LayerShape:
         return LayerShape(
@@ -259,8 +266,9 @@ class Vit:
     def codes(self, contract: Contract) -> Tensor:
         return _codes(_options(contract), contract)
 
-    def chain_init(self, contract: Contract) -> ChainInit:
-        return _options(contract).chain_init
+    def answering(self, contract: Contract) -> Answering:
+        options = _options(contract)
+        return Answering(options.chain_init, options.bridge, options.decode)
 
     def denoiser(self, contract: Contract, layers: int) -> VitDenoiser:
         return VitDenoiser(_options(contract), contract, layers)
