@@ -15,9 +15,10 @@ from dbserve.contracts.plan import JobPlan
 from dbserve.errors import ConfigInvalid
 from dbserve.planner import plan_job
 from tests.jobs import FACTS, small_spec
-from workers.data import Batch
+from workers.data import Batch, normalise
 from workers.memory import SavedBytes, watching
-from workers.method.objective import edm_loss, noised, squared_error
+from workers.method.noise import NoiseDistribution, sample_sigmas
+from workers.method.objective import edm_target, edm_weight, noised, squared_error
 from workers.models import architecture
 from workers.models.cards import card_text
 from workers.models.dit import DIT, NETWORK, DitNetwork, grid_positions, hidden
@@ -88,24 +89,28 @@ def test_a_fresh_network_passes_the_scaled_input_on_and_its_loss_is_near_one() -
     with torch.no_grad():
         answer = network(z, sigma, labels)
     torch.testing.assert_close(answer, z * (0.25 / (sigma**2 + 0.25))[:, None, None, None])
-    assert edm_loss(answer, targets, sigma, 0.5).item() == pytest.approx(1.0, abs=0.02)
+    assert edm_target(targets, z, sigma, 0.5).square().mean().item() == pytest.approx(1.0, abs=0.02)
 
 
-def test_the_loss_is_the_weighted_squared_error_of_each_row() -> None:
-    answer, targets = torch.randn(3, 1, 2, 2), torch.randn(3, 1, 2, 2)
-    sigma = torch.tensor([0.1, 1.0, 10.0])
-    by_hand = sum(
-        (s**2 + 0.25) / (s * 0.5) ** 2 * float(((answer[row] - targets[row]) ** 2).mean())
-        for row, s in enumerate((0.1, 1.0, 10.0))
-    )
-    assert edm_loss(answer, targets, sigma, 0.5).item() == pytest.approx(by_hand / 3, rel=1e-5)
+def test_the_loss_is_the_weighted_squared_error_of_the_denoised_images() -> None:
+    """EDM's eq. 8, from the draws that the loss makes: noise levels, noise, hidden classes."""
+    plan = plan_of((8, 12, 3))
+    network, batch, contract = network_of(plan), batch_of(64, (8, 12, 3)), plan.contract
+    assert contract.p_mean is not None
+    assert contract.p_std is not None
+    loss = DIT.denoising_loss(contract, network, (0.05, 20.0))(batch, generator(1))
+    random, targets = generator(1), normalise(batch.inputs)
+    sigma = sample_sigmas(64, (0.05, 20.0), NoiseDistribution(contract.p_mean, contract.p_std), generator=random)
+    z = noised(targets, sigma, generator=random)
+    answer = network(z, sigma, hidden(batch.targets, 0.1, 10, generator=random))
+    by_hand = (edm_weight(sigma, 0.5) * squared_error(answer, targets)).mean()
+    torch.testing.assert_close(loss, by_hand, rtol=1e-4, atol=0)
+    assert loss.dtype == torch.float32
 
 
 def test_answers_that_would_broadcast_onto_their_targets_are_refused() -> None:
     with pytest.raises(ValueError, match="broadcast"):
         squared_error(torch.zeros(4, 1, 2, 2), torch.zeros(4, 1, 2, 1))
-    with pytest.raises(ValueError, match="broadcast"):
-        edm_loss(torch.zeros(4, 1, 2, 2), torch.zeros(4, 1, 2, 2), torch.ones(4, 1), 0.5)
 
 
 def test_noised_images_lie_their_own_sigma_away() -> None:

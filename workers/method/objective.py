@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workers.method.precondition import c_out, c_skip
+
 
 def noised_codes(codes: Tensor, labels: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Tensor:
     """z = E[y] + sigma eps (paper, section 3.1). codes (K, d), labels (N,), sigma (N,) -> (N, d) float32."""
@@ -35,16 +37,6 @@ def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Mean of losses * weights, (N,) each -> scalar.
-
-    ValueError where the shapes differ: (N,) against (N, 1) would broadcast to (N, N) and average loss and weight apart.
-    """
-    if losses.shape != weights.shape:
-        raise ValueError(f"losses {tuple(losses.shape)} and weights {tuple(weights.shape)} would broadcast")
-    return (losses * weights).mean()
-
-
 def squared_error(denoised: Tensor, targets: Tensor) -> Tensor:
     """Mean of |D - y|^2 over all but the rows: (N, ...) each -> (N,), float32. ValueError where the shapes differ."""
     if denoised.shape != targets.shape:
@@ -52,9 +44,11 @@ def squared_error(denoised: Tensor, targets: Tensor) -> Tensor:
     return (denoised.float() - targets).square().flatten(1).mean(dim=1)
 
 
-def edm_loss(denoised: Tensor, targets: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """E[w(s) |D - y|^2] (EDM, eq. 8, per dimension): (N, ...) twice and (N,) -> scalar; 1 for a network that says 0.
+def edm_target(targets: Tensor, z: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """(y - c_skip z) / c_out, what F should say: (N, C, H, W) twice and (N,) -> (N, C, H, W).
 
-    The weight undoes c_out: what is left is a plain squared error of the network's own output at every noise level.
+    EDM's weight undoes c_out, w(s) c_out^2 = 1 (arXiv 2206.00364, section 5), so that E[w(s) |D - y|^2] (eq. 8, per
+    dimension) is the plain squared error of F at every noise level: 1 for a network that says 0, and no weights.
     """
-    return weighted_mean(squared_error(denoised, targets), edm_weight(sigma, sigma_data))
+    skip, out = (coefficient(sigma, sigma_data)[:, None, None, None] for coefficient in (c_skip, c_out))
+    return (targets - skip * z) / out
