@@ -89,7 +89,7 @@ class MaskedTransformer(nn.Module):
 
     def features(self, tokens: Tensor) -> Tensor:
         """(N, T) -> (N, T, D), of which the logits are the products with `table`."""
-        x = self.embedding(tokens) + self.positions[:, : tokens.shape[1]]
+        x = self.embedding(tokens).add_(self.positions[:, : tokens.shape[1]])
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)
