@@ -17,6 +17,7 @@ from benchmarks.answering import Cost, costs_of
 from benchmarks.machine import machine, peak_flops
 from benchmarks.shapes import SHAPES, Shape, job_of
 from benchmarks.training import Comparison, Pace, compare
+from workers.allocation import keep_freed_memory
 
 CUDA_ROWS = 16  # a GPU's batch, in batches of a CPU
 ANSWER_ROWS = 4
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; one makes CPU time the work itself")
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     arguments = parser.parse_args()
+    keep_freed_memory()  # as workers do
     torch.set_num_threads(arguments.threads)
     comparisons: list[Comparison] = []
     costs: list[Cost] = []

@@ -26,6 +26,7 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import TaskState
 from dbserve.datasets import inspect
 from dbserve.planner import load_card, plan_job
+from workers.allocation import keep_freed_memory
 
 WARM_UP_SECONDS = 4.0
 BLOCK = "block-0"
@@ -62,6 +63,7 @@ class Result:
 
 def bare_samples_per_second(seconds: float, cache_dir: Path) -> float:
     """The loop and nothing else, in this process."""
+    keep_freed_memory()  # as workers do
     import torch
 
     from workers.data import open_dataset

@@ -22,6 +22,7 @@ import httpx
 from dbserve.errors import StartupRefused
 from dbserve.processes import STOP_SECONDS, Child, wait_until_ready, watch
 from dbserve.settings import Settings
+from workers.allocation import KEEPING_FREED_MEMORY
 
 LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
 RAY_PREFIX = "dbserve-ray-"
@@ -266,7 +267,7 @@ def _api_answers(url: str) -> bool:
 
 
 def _ray_environment(data_dir: Path) -> dict[str, str]:
-    """Everybody who talks to this cluster must hold its token."""
+    """Everybody who talks to this cluster must hold its token; its workers keep the memory of freed tensors."""
     token = data_dir / "ray-token"
     if not token.exists():
         fresh = token.with_suffix(".new")
@@ -278,6 +279,7 @@ def _ray_environment(data_dir: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        **KEEPING_FREED_MEMORY,
     }
 
 

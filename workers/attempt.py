@@ -141,7 +141,7 @@ class TrainingAttempt:
 
 
 def prepare_process(cpus: float) -> None:
-    """Gives torch as many threads as the task holds CPUs, and keeps freed memory; must be called in the thread that
-    computes, before it has made tensors."""
+    """Gives torch as many threads as the task holds CPUs; must be called in the thread that computes, before it has
+    made tensors. Keeps freed memory as far as that can still be had (KEEPING_FREED_MEMORY)."""
     torch.set_num_threads(max(1, int(cpus)))
     keep_freed_memory()
