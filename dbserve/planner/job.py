@@ -73,6 +73,11 @@ def _check_data(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> None
 
 def _trained_as(spec: JobSpec, card: ArchitectureCard) -> TrainingSpec:
     """The job's training with nothing left open."""
+    if spec.training.compile and spec.training.activation_checkpointing:
+        raise ConfigInvalid(
+            "layers are compiled or recomputed, not both: give up activation_checkpointing or compile",
+            "/training/compile",
+        )
     best = {"lr": card.recipe.lr, "ema": card.recipe.ema}
     left_out = {name: value for name, value in best.items() if getattr(spec.training, name) is None}
     return spec.training.model_copy(update=left_out)

@@ -15,7 +15,6 @@ from tests.training import planned, run, same, spec_of
 from workers import checkpoint
 from workers.averaging import Average
 from workers.checkpoint import RateTrial, TrainingState
-from workers.compilation import compile_network
 from workers.optimizer import Optimizer
 from workers.rate_scan import RATES, best_rate, outcome, trial_of
 from workers.trainer import build_network
@@ -247,13 +246,22 @@ def compiled() -> tuple[Any, Any]:
     return spec, planned(spec)
 
 
+@pytest.mark.timeout(900)  # compiling takes a minute of CPU
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler is installed")
-def test_a_compiled_network_keeps_its_parameters_and_their_names() -> None:
-    spec, plan = compiled()
-    network, plain = (build_network(spec, plan, plan.task("block-0")) for _ in range(2))
-    compile_network(network, torch.device("cpu"))
-    assert network._compiled_call_impl is not None  # pyright: ignore[reportPrivateUsage]
-    assert network.state_dict().keys() == plain.state_dict().keys()
+def test_a_compiled_training_goes_as_one_that_is_not_and_keeps_the_names_of_its_weights() -> None:
+    spec, _ = compiled()
+    plain = run(spec.model_copy(update={"training": spec.training.model_copy(update={"compile": False})}), "block-0")
+    torch._dynamo.utils.counters.clear()  # pyright: ignore
+    faster = run(spec, "block-0")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # pyright: ignore  something was compiled
+    assert [one.loss for one, _ in faster] == pytest.approx([one.loss for one, _ in plain], rel=1e-4)
+    assert faster[-1][1].weights.keys() == plain[-1][1].weights.keys()
+
+
+def test_compiling_and_recomputing_are_not_offered_together() -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        planned(spec_of(training={"compile": True, "activation_checkpointing": True}))
+    assert refused.value.pointer == "/training/compile"
 
 
 def test_an_optimizer_without_a_step_has_no_state() -> None:

@@ -1,5 +1,6 @@
 """examples/architectures/mixer.py is what docs/architectures.md walks through: it must work as it stands there."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,19 @@ from workers.trainer import build_network, loss_of, train_block
 
 SPEC = small_spec(
     architecture={"kind": "mixer", "options": {"depth": 4, "width": 32, "patch": 2}},
-    training={"steps": 150, "batch_size": 64},
+    training={"steps": 60, "batch_size": 32, "lr": 5e-3},
     evaluation={"baselines": ["end_to_end"], "batch_size": 100},
 )
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the file lay in workers/models; on one thread, as networks this small lose more to waiting threads."""
     monkeypatch.setitem(models.ARCHITECTURES, "mixer", MIXER)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def plan_of(shape: tuple[int, int, int] = (8, 8, 1), precision: str = "fp32") -> JobPlan:
