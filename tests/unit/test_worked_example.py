@@ -57,7 +57,8 @@ def test_its_card_knows_every_parameter_and_nearly_every_saved_byte(
 ) -> None:
     plan = plan_of(shape, precision)
     height, width, channels = shape
-    batch = Batch(torch.zeros((64, channels, height, width), dtype=torch.uint8), torch.arange(64) % 10, 0.0)
+    rows = SPEC.training.batch_size
+    batch = Batch(torch.zeros((rows, channels, height, width), dtype=torch.uint8), torch.arange(rows) % 10, 0.0)
     for task, planned in ((plan.task("block-0"), plan.blocks[0]), (plan.task("end_to_end"), plan.end_to_end)):
         network = build_network(SPEC, plan, task)
         loss = loss_of(plan, task, network)
