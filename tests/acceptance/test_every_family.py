@@ -85,14 +85,16 @@ def test_masked_text_is_bounded_in_bits_and_written(client: Client, rhymes: str)
     assert 0 < values(report, report.quality.primary)["blocks"] < 5
     texts = [sample.text for sample in report.quality.samples if sample.text]
     assert texts
-    assert all(re.fullmatch(r"[a-z ,.?]+", text) for text in texts), texts  # the shard's own letters, and no mask
+    assert all(re.fullmatch(r"[a-z ,.?⟦⟧]+", text) for text in texts), texts  # the shard's own letters, and no mask
 
 
-@pytest.mark.parametrize(("kind", "depth", "blocks"), [("llama", 2, 2), ("recurrent", 3, 1)])
+@pytest.mark.parametrize(
+    ("kind", "options", "blocks"), [("llama", {"depth": 2}, 2), ("recurrent", {"depth": 3, "core": 1}, 1)]
+)
 def test_the_next_token_is_predicted_and_compared(
-    client: Client, rhymes: str, kind: str, depth: int, blocks: int
+    client: Client, rhymes: str, kind: str, options: dict[str, int], blocks: int
 ) -> None:
-    job = text_job(kind, rhymes, depth=depth)
+    job = text_job(kind, rhymes, **options)
     report = report_of(client, **job, blocks={"count": blocks}, evaluation={"rows": 40, "samples": 2})
     assert isinstance(report.quality, Comparison)
     assert report.quality.family == "next_token"
