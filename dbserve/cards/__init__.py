@@ -67,7 +67,8 @@ def complete_options(given: Mapping[str, JsonValue], card: ArchitectureCard) -> 
     for error in validator.iter_errors(dict(given)):
         path = "".join(f"/{_escaped(str(part))}" for part in error.absolute_path)
         name = ".".join(map(str, error.absolute_path)) or "options"
-        raise ConfigInvalid(f"{name}: {error.message}", OPTIONS_POINTER + path)
+        why = "; or: ".join(part.message for part in error.context) or error.message  # context: of anyOf, each way
+        raise ConfigInvalid(f"{name}: {why}", OPTIONS_POINTER + path)
     return {name: given.get(name, rule.get("default")) for name, rule in properties.items()}
 
 

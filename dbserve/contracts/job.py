@@ -2,10 +2,23 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 MAX_BLOCKS = 64
 MAX_STEPS = 100_000_000
+LEAST_NOISE = (
+    1e-6  # of a noise level and of sigma_data: what stands in denominators, squared, must not vanish in float32
+)
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")]
 Label = Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$|^$")]
@@ -59,6 +72,13 @@ class DataSpec(Strict, frozen=True):
     tokenizer: Uri | None = Field(default=None, description="a Hugging Face tokenizer.json; replaces vocabulary")
     sequence_length: int = Field(default=128, ge=2, le=65_536, description="tokens of a window of text")
 
+    @field_validator("tokenizer")
+    @classmethod
+    def _one_vocabulary(cls, tokenizer: str | None, info: ValidationInfo) -> str | None:
+        if tokenizer is not None and info.data.get("vocabulary") == "bytes":
+            raise ValueError("a tokenizer replaces vocabulary: leave vocabulary out")
+        return tokenizer
+
 
 class BranchSpec(Strict, frozen=True):
     """A trunk: one network of L/B layers trained on every sigma first; every block starts from its copy."""
@@ -81,8 +101,13 @@ class BlocksSpec(Strict, frozen=True):
         default=None, ge=1, description="the smallest number of equal blocks of which each trains in so many bytes"
     )
     partition: Partition | None = None
-    edges: tuple[Annotated[float, Field(gt=0.0)], ...] | None = Field(
-        default=None, strict=False, min_length=2, max_length=MAX_BLOCKS + 1, description="of partition: explicit"
+    edges: tuple[Annotated[float, Field(ge=LEAST_NOISE)], ...] | None = Field(
+        default=None,
+        strict=False,
+        min_length=2,
+        max_length=MAX_BLOCKS + 1,
+        validate_default=True,
+        description="of partition: explicit",
     )
     overlap: float | None = Field(
         default=None, ge=0.0, lt=0.5, description="gamma: widens a training interval on both sides"
@@ -90,18 +115,31 @@ class BlocksSpec(Strict, frozen=True):
     branch: BranchSpec | None = None
     train: Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = "all"
 
+    @field_validator("edges")
+    @classmethod
+    def _edges_of_explicit(cls, edges: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        explicit = info.data.get("partition") == "explicit"
+        if edges is None and explicit:
+            raise PydanticCustomError("missing", "partition: explicit needs them")
+        if edges is not None and "partition" in info.data and not explicit:
+            raise ValueError("edges belong to partition: explicit")
+        return edges
+
+    @field_validator("train")
+    @classmethod
+    def _a_subset(cls, train: Literal["all"] | tuple[int, ...]) -> Literal["all"] | tuple[int, ...]:
+        if train == ():
+            raise ValueError("train names no block")
+        if train != "all" and len(set(train)) != len(train):
+            raise ValueError("train names a block twice")
+        return train
+
     @model_validator(mode="after")
     def _one_way_to_cut(self) -> Self:
         ways = ("count", "layers_per_block", "layers", "max_bytes_per_worker")
         given = [name for name in ways if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(ways)}; got {given or 'none'}")
-        if (self.edges is not None) != (self.partition == "explicit"):
-            raise ValueError("edges belong to partition: explicit, and it needs them")
-        if self.train != "all" and len(set(self.train)) != len(self.train):
-            raise ValueError("train names a block twice")
-        if self.train == ():
-            raise ValueError("train names no block")
         return self
 
 
@@ -114,9 +152,9 @@ class NoiseSpec(Strict, frozen=True):
 
     p_mean: float | None = Field(default=None, ge=-20.0, le=20.0, description="mean of ln sigma")
     p_std: float | None = Field(default=None, gt=0.0, le=10.0, description="standard deviation of ln sigma")
-    sigma_min: float | None = Field(default=None, gt=0.0, le=1e6)
-    sigma_max: float | None = Field(default=None, gt=0.0, le=1e6)
-    sigma_data: float = Field(default=0.5, gt=0.0, le=1e3)
+    sigma_min: float | None = Field(default=None, ge=LEAST_NOISE, le=1e6)
+    sigma_max: float | None = Field(default=None, ge=LEAST_NOISE, le=1e6)
+    sigma_data: float = Field(default=0.5, ge=LEAST_NOISE, le=1e3)
 
 
 class TrainingSpec(Strict, frozen=True):
@@ -149,13 +187,19 @@ class TrainingSpec(Strict, frozen=True):
     compile: bool = Field(default=False, description="torch.compile; needs a C++ compiler on every worker")
     seed: Seed = 0
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate ({self.accumulate}) does not divide batch_size ({self.batch_size})")
-        if self.warmup > self.steps:
-            raise ValueError(f"warmup ({self.warmup}) is longer than the training ({self.steps} steps)")
-        return self
+    @field_validator("accumulate")
+    @classmethod
+    def _divides(cls, accumulate: int, info: ValidationInfo) -> int:
+        if (rows := info.data.get("batch_size", accumulate)) % accumulate:
+            raise ValueError(f"accumulate ({accumulate}) does not divide batch_size ({rows})")
+        return accumulate
+
+    @field_validator("warmup")
+    @classmethod
+    def _ends(cls, warmup: int, info: ValidationInfo) -> int:
+        if warmup > (steps := info.data.get("steps", warmup)):
+            raise ValueError(f"warmup ({warmup}) is longer than the training ({steps} steps)")
+        return warmup
 
 
 class ResourcesSpec(Strict, frozen=True):
@@ -188,15 +232,18 @@ class EvaluationSpec(Strict, frozen=True):
 
     baselines: tuple[Baseline, ...] = Field(default=("end_to_end", "shallow_ensemble"), strict=False)
     batch_size: int = Field(default=500, ge=1, le=65_536)
-    rows: int | None = Field(default=None, ge=1, description="of each held-out part at most; null: all")
+    rows: int | None = Field(
+        default=None, ge=2, description="of each held-out part at most (one has no standard error); null: all"
+    )
     samples: int = Field(default=256, ge=0, le=100_000, description="made by a generating model; 0: none")
     sampling_steps: int = Field(default=50, ge=1, le=10_000, description="of the sampler, shared out over the blocks")
 
-    @model_validator(mode="after")
-    def _no_baseline_twice(self) -> Self:
-        if len(set(self.baselines)) != len(self.baselines):
+    @field_validator("baselines")
+    @classmethod
+    def _none_twice(cls, baselines: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+        if len(set(baselines)) != len(baselines):
             raise ValueError("baselines names one twice")
-        return self
+        return baselines
 
 
 class JobSpec(Strict, frozen=True):

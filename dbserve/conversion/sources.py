@@ -18,9 +18,12 @@ def source_directory(uri: str) -> Path:
     if separator and scheme != "file":
         raise ConfigInvalid(f"source is a local directory, not {scheme}://: download the network first", POINTER)
     directory = Path(rest if separator else uri)
-    if not directory.is_dir():
-        raise ConfigInvalid(f"there is no directory {directory}", POINTER)
-    return directory
+    try:
+        if directory.is_dir():
+            return directory
+    except OSError as error:  # no name that a directory could have, or none that may be looked at
+        raise ConfigInvalid(f"the source cannot be read: {error.strerror}", POINTER) from error
+    raise ConfigInvalid(f"there is no directory {directory}", POINTER)
 
 
 def read_json(path: Path) -> dict[str, Any]:

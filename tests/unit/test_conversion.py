@@ -217,6 +217,7 @@ def test_where_the_source_has_a_tokenizer_the_data_must_be_cut_by_it(tmp_path: P
 def test_a_source_is_a_directory_here_with_a_readable_configuration(tmp_path: Path) -> None:
     for uri, reason in (
         (str(tmp_path / "none"), "no directory"),
+        ("x" * 4000, "cannot be read"),
         ("s3://bucket/network", "download"),
         (str(tmp_path), "holds no config.json"),
     ):
