@@ -25,6 +25,7 @@ def cautions(spec: JobSpec, sizes: Sizes, plan: JobPlan) -> Iterator[str]:
     yield from _of_the_cut(spec, sizes, plan)
     yield from _of_the_levels(sizes, plan)
     yield from _of_the_steps(plan)
+    yield from _of_the_samples(spec, sizes, len(plan.blocks))
     yield from _of_the_budget(spec.blocks.max_bytes_per_worker, plan)
 
 
@@ -37,6 +38,9 @@ def _of_the_cut(spec: JobSpec, sizes: Sizes, plan: JobPlan) -> Iterator[str]:
         yield "blocks have different numbers of layers; the shallow baseline has the largest block's"
     if spec.blocks.train != "all" and len(spec.blocks.train) < count:
         yield "not every block is trained, so nothing will be assembled or evaluated"
+        if spec.evaluation.baselines:
+            compared = ", ".join(spec.evaluation.baselines)
+            yield f"baselines ({compared}) are trained, but compared with nothing: evaluation.baselines: [] saves them"
     if count > 1 and plan.memory_ratio >= 1:
         yield f"a block takes {plan.memory_ratio:.2f} times the bytes of the whole network: cutting saves no memory"
     elif count > 1 and len(sizes_of_blocks) == 1:
@@ -96,6 +100,12 @@ def _of_the_steps(plan: JobPlan) -> Iterator[str]:
     for task in plan.tasks:
         if task.kind is TaskKind.DATA_PARALLEL and training.warmup >= task.steps:
             yield f"{task.name} takes {task.steps} steps, and warmup ({training.warmup}) takes them all"
+
+
+def _of_the_samples(spec: JobSpec, sizes: Sizes, count: int) -> Iterator[str]:
+    wanted = spec.evaluation
+    if wanted.samples and wanted.sampling_steps < count and sizes.card.family in ("generation", "masked_text"):
+        yield f"sampling_steps ({wanted.sampling_steps}) are fewer than {count} blocks: some take no part in samples"
 
 
 def _of_the_budget(limit: int | None, plan: JobPlan) -> Iterator[str]:

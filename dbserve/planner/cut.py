@@ -31,6 +31,12 @@ def cut_layers(blocks: BlocksSpec, *, depth: int) -> Cut:
     return equal_cut(blocks.count, depth=depth)
 
 
+def way_to_cut(blocks: BlocksSpec) -> str:
+    """The key of `blocks` that says into how many it is cut."""
+    ways = ("count", "layers_per_block", "layers", "max_bytes_per_worker")
+    return next(way for way in ways if getattr(blocks, way) is not None)
+
+
 def equal_counts(depth: int) -> tuple[int, ...]:
     """The numbers of equal blocks into which that many layers can be cut, ascending."""
     return tuple(count for count in range(1, min(depth, MAX_BLOCKS) + 1) if depth % count == 0)
@@ -47,6 +53,8 @@ def check_subset(blocks: BlocksSpec, cut: Cut) -> None:
     for place, index in enumerate(() if blocks.train == "all" else blocks.train):
         if index >= len(cut):
             raise ConfigInvalid(f"there is no block {index}: the job has {len(cut)}", f"/blocks/train/{place}")
+    if blocks.branch and len(cut) == 1:
+        raise ConfigInvalid("one block has no other to share a trunk with: train it for more steps", "/blocks/branch")
     if blocks.branch and len({stop - start for start, stop in cut}) > 1:
         raise ConfigInvalid("a trunk can be copied only into blocks of equally many layers", "/blocks/branch")
 

@@ -13,7 +13,7 @@ from dbserve.errors import ConfigInvalid, DataInvalid
 from dbserve.formula import Value
 from dbserve.planner.budget import cut_by_bytes
 from dbserve.planner.cautions import cautions
-from dbserve.planner.cut import check_subset, cut_layers, largest
+from dbserve.planner.cut import Cut, check_subset, cut_layers, largest, way_to_cut
 from dbserve.planner.levels import Levels, levels_of
 from dbserve.planner.tasks import tasks_of
 
@@ -33,7 +33,7 @@ def plan_job(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> JobPlan
     else:
         cut = cut_layers(spec.blocks, depth=depth)
     check_subset(spec.blocks, cut)
-    sizes = Sizes(card, {**names, "blocks": len(cut)}, training)
+    sizes = _sizes(spec, card, names, training, cut)
     overlap = card.recipe.overlap if spec.blocks.overlap is None else spec.blocks.overlap
     levels = levels_of(spec, sizes, depth=depth, count=len(cut), overlap=overlap)
     contract = _contract(spec, facts, sizes, options, cut, levels)
@@ -41,7 +41,7 @@ def plan_job(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> JobPlan
     run_through = int(sizes.number(card.end_to_end_layers, layers=depth))
     end_to_end = sizes.network(card.baseline, (0, run_through))
     shallow = sizes.network(card.baseline, (0, largest(cut)))
-    tasks = tuple(tasks_of(spec, len(cut)))
+    tasks = tuple(tasks_of(spec, len(cut), rows=facts.train_rows))
     together = sum(task.kind is TaskKind.BLOCK for task in tasks)
     plan = JobPlan(
         contract=contract,
@@ -102,6 +102,18 @@ def _names(spec: JobSpec, options: Mapping[str, JsonValue], facts: DataFacts) ->
     if facts.vocabulary is None or facts.sequence_length is None:
         raise DataInvalid("text has a vocabulary and windows of a length")
     return names | {"vocabulary": facts.vocabulary.size, "sequence_length": facts.sequence_length}
+
+
+def _sizes(
+    spec: JobSpec, card: ArchitectureCard, names: Mapping[str, Value], training: TrainingSpec, cut: Cut
+) -> Sizes:
+    """The sizes of the cut; a rule on the number of blocks is said to be broken at the key that settled the number."""
+    try:
+        return Sizes(card, {**names, "blocks": len(cut)}, training)
+    except ConfigInvalid as refusal:
+        if refusal.pointer != "/blocks/count":
+            raise
+        raise ConfigInvalid(str(refusal), f"/blocks/{way_to_cut(spec.blocks)}") from refusal
 
 
 def _contract(

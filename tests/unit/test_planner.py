@@ -155,6 +155,12 @@ def test_baselines_run_only_when_they_are_named() -> None:
         ("/blocks/layers", {"blocks": {"layers": [4, 4, 5]}}),
         ("/blocks/train/1", {"blocks": {"count": 3, "train": [0, 3]}}),
         ("/blocks/branch", {"blocks": {"layers": [2, 10], "branch": {"steps": 5}}}),
+        ("/blocks/branch", {"blocks": {"count": 1, "branch": {"steps": 5}}}),
+        ("/evaluation/baselines/0", {"blocks": {"count": 1}, "evaluation": {"baselines": ["shallow_long"]}}),
+        (
+            "/evaluation/baselines/1",
+            {"training": {"batch_size": 15_001}, "evaluation": {"baselines": ["shallow", "data_parallel"]}},
+        ),
         ("/noise/sigma_min", {"noise": {"sigma_min": 80.0}}),
         ("/noise/p_mean", {"noise": {"p_mean": 20.0, "p_std": 0.1}}),
         ("/training/batch_size", {"training": {"batch_size": 45_001}}),
@@ -181,6 +187,7 @@ def test_absurd_sizes_are_refused_by_arithmetic(pointer: str, changes: dict[str,
 
 def test_a_refusal_says_what_was_wrong_in_the_users_numbers() -> None:
     assert "heads (3) must divide width (128)" in refused("/architecture/options/heads", architecture=vit(heads=3))
+    assert "greater than the maximum" in refused("/architecture/options/mlp", architecture=vit(mlp=10**7))
     assert "depth (12)" in refused("/blocks/count", blocks={"count": 5})
     assert "depth, " in refused("/architecture/options/dept", architecture={"kind": "vit", "options": {"dept": 1}})
 
@@ -230,9 +237,17 @@ def test_an_architecture_of_images_refuses_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pointer", "said_at"), [("/heads", "/architecture/options/heads"), ("/blocks/count", "/blocks/count")]
+    ("pointer", "said_at", "blocks"),
+    [
+        ("/heads", "/architecture/options/heads", {"count": 3}),
+        ("/blocks/count", "/blocks/count", {"count": 3}),
+        ("/blocks/count", "/blocks/layers_per_block", {"layers_per_block": 4}),
+        ("/blocks/count", "/blocks/layers", {"layers": [4, 4, 4]}),
+    ],
 )
-def test_a_cards_rule_points_into_the_options_or_from_the_jobs_root(pointer: str, said_at: str) -> None:
+def test_a_cards_rule_points_into_the_options_or_to_what_the_job_says(
+    pointer: str, said_at: str, blocks: dict[str, Any]
+) -> None:
     rule = OptionRule(expression="blocks == 1", pointer=pointer, message="one block, not {blocks}")
     card = load_card("vit").model_copy(update={"rules": (rule,)})
-    assert refused(said_at, CIFAR, card) == "one block, not 3"
+    assert refused(said_at, CIFAR, card, blocks=blocks) == "one block, not 3"

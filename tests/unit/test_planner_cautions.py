@@ -92,3 +92,17 @@ def test_the_class_is_read_off_z_as_often_as_a_drawn_z_allows(sigma: float, clas
 def test_only_noise_leaves_a_guess_and_no_noise_leaves_no_doubt() -> None:
     assert code_accuracy(1e6, 10, norm=1.0) == pytest.approx(0.1, abs=1e-4)
     assert code_accuracy(1e-3, 10, norm=1.0) == pytest.approx(1.0)
+
+
+def test_baselines_that_nothing_will_be_compared_with_are_named() -> None:
+    some: dict[str, Any] = {"blocks": {"count": 3, "train": [0]}}
+    assert "shallow" in told("compared with nothing", **some, evaluation={"baselines": ["shallow"]})[0]
+    assert not told("compared with nothing", **some, evaluation={"baselines": []})
+    assert not told("compared with nothing")
+
+
+@pytest.mark.parametrize(("steps", "samples", "told_of"), [(2, 8, True), (3, 8, False), (2, 0, False)])
+def test_too_few_sampling_steps_for_every_block_are_told_of(steps: int, samples: int, told_of: bool) -> None:
+    evaluation = {"sampling_steps": steps, "samples": samples, "baselines": []}
+    assert bool(told("take no part in samples", TEXT, masking_card(), **UNIFORM, evaluation=evaluation)) == told_of
+    assert not told("take no part in samples", evaluation=evaluation), "a classifier samples nothing"
