@@ -101,3 +101,10 @@ def test_an_equal_share_of_the_draws_is_each_blocks_own() -> None:
     edges = planned().contract.edges
     masses = [interval_mass(low, high, p_mean=-1.2, p_std=1.2) for high, low in pairwise(edges)]
     assert masses == pytest.approx([sum(masses) / 3] * 3)
+
+
+@pytest.mark.parametrize("kind", ["mdm", "llama", "recurrent"])
+def test_text_has_no_scale_that_sigma_data_could_state(kind: str) -> None:
+    changes: dict[str, Any] = {"architecture": {"kind": kind, "options": {"depth": 4}}, "blocks": {"count": 1}}
+    assert refused("/noise/sigma_data", TEXT, **changes, noise={**UNIFORM["noise"], "sigma_data": 2.0})
+    assert planned(TEXT, **changes, noise=UNIFORM["noise"], evaluation={"baselines": []})

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dbserve.contracts.card import OptionRule
+
 MULTIPLE = 8  # the default hidden width of the MLP is a multiple of it
 
 
@@ -169,6 +171,11 @@ def _causal_attention(queries: Tensor, seen: KeysValues) -> Tensor:
 # both norms' inputs and inverse roots (float32), their outputs, queries, what attention gave and its log-sum-exp, and
 # the MLP's gate, its activation, up and their product; keys and values. Once a layer: `layer_copies`, the weights'
 # bfloat16 copies under autocast. Once a forward pass: `rotary_bytes`, of a whole window's positions.
+UNIT_CODES_RULE = OptionRule(
+    expression="sigma_data == 0.5",
+    pointer="/noise/sigma_data",
+    message="the codes of tokens have length 1 whatever sigma_data ({sigma_data}) is: leave it out",
+)
 DECODER_DEFINITIONS = (
     ("hidden", f"mlp or {MULTIPLE} * ceil(width / 3)"),
     ("kv_width", "(kv_heads or heads) * (width // heads)"),

@@ -33,6 +33,7 @@ from workers.method.noise import NoiseDistribution
 from workers.method.tokens import log_prior, noised_tokens, posterior_mean, stratified_sigmas
 from workers.models.decoder import (
     DECODER_DEFINITIONS,
+    UNIT_CODES_RULE,
     DecoderLayer,
     KeysValues,
     RMSNorm,
@@ -240,6 +241,7 @@ def _mean_cross_entropy(hidden: Tensor, table: Tensor, tokens: Tensor, chunk: in
 
 # The card's formulas. tests/unit/test_llama.py holds them against measured bytes.
 RULES = (
+    UNIT_CODES_RULE,
     OptionRule(
         expression="width % heads == 0 and width // heads % 2 == 0",
         pointer="/heads",

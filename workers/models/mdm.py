@@ -113,6 +113,11 @@ def _sinusoids(count: int, width: int) -> Tensor:
 # The card's formulas. tests/unit/test_mdm.py holds them against measured bytes.
 RULES = (
     OptionRule(
+        expression="sigma_data == 0.5",
+        pointer="/noise/sigma_data",
+        message="mdm masks tokens: its noise has no sigma_data ({sigma_data})",
+    ),
+    OptionRule(
         expression="width % heads == 0",
         pointer="/heads",
         message="heads ({heads}) must divide width ({width})",

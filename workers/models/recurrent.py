@@ -32,6 +32,7 @@ from workers.method.partition import equal_mass_edges
 from workers.method.sampler import euler_step
 from workers.models.decoder import (
     DECODER_DEFINITIONS,
+    UNIT_CODES_RULE,
     DecoderLayer,
     KeysValues,
     RMSNorm,
@@ -269,6 +270,7 @@ def _noise(contract: Contract) -> NoiseDistribution:
 
 # The card's formulas. tests/unit/test_recurrent.py holds them against measured bytes.
 RULES = (
+    UNIT_CODES_RULE,
     OptionRule(
         expression="prelude + core + coda == depth",
         pointer="/depth",
