@@ -103,6 +103,6 @@ def test_baselines_that_nothing_will_be_compared_with_are_named() -> None:
 
 @pytest.mark.parametrize(("steps", "samples", "told_of"), [(2, 8, True), (3, 8, False), (2, 0, False)])
 def test_too_few_sampling_steps_for_every_block_are_told_of(steps: int, samples: int, told_of: bool) -> None:
-    evaluation = {"sampling_steps": steps, "samples": samples, "baselines": []}
+    evaluation: dict[str, Any] = {"sampling_steps": steps, "samples": samples, "baselines": []}
     assert bool(told("take no part in samples", TEXT, masking_card(), **UNIFORM, evaluation=evaluation)) == told_of
     assert not told("take no part in samples", evaluation=evaluation), "a classifier samples nothing"
