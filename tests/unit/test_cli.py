@@ -170,7 +170,7 @@ def test_a_plan_of_a_large_network_fits_into_80_columns(capsys: pytest.CaptureFi
     spec = small_spec(
         architecture=vit,
         blocks={"count": 64, "partition": "uniform_log"},
-        training={"steps": 100_000_000, "batch_size": 1000},
+        training={"steps": 100_000_000, "batch_size": 15},
         evaluation={"baselines": baselines},
     )
     out = printed(small_plan(spec), spec, capsys)
