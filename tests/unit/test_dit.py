@@ -1,7 +1,6 @@
 """The diffusion transformer: preconditioning, labels, loss, and the bytes its card promises."""
 
 import math
-from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -25,15 +24,9 @@ from workers.models.dit import DIT, NETWORK, DitNetwork, grid_positions, hidden
 from workers.models.encoder import patches, unpatched
 from workers.recompute import Recomputed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPTIONS = {"depth": 4, "width": 32, "heads": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def plan_of(shape: tuple[int, int, int] = (8, 8, 1), **options: Any) -> JobPlan:

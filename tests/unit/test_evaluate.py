@@ -1,5 +1,4 @@
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from workers.checkpoint import TrainingState
 from workers.data import Dataset, Split
 from workers.evaluate import evaluate
 from workers.trainer import build_network, train_block
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BASELINES = ["end_to_end", "shallow_ensemble"]
 
@@ -82,15 +83,6 @@ class Job:
             job_id="job",
             model_id="model",
         )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small lose more to waiting threads than they gain, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from workers.evaluate import EXAMINATIONS
 from workers.evaluation import masked_text
 from workers.evaluation.entrants import Entrant, Part
 from workers.evaluation.masked_bound import bounds_of
-from workers.evaluation.masked_samples import distinct, hole_of, known_words, made
+from workers.evaluation.masked_samples import hole_of, known_words, made
 from workers.evaluation.subject import Examined, Subject
+from workers.evaluation.texts import distinct
 
 CPU = torch.device("cpu")
 LENGTH = 32

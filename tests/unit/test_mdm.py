@@ -1,7 +1,6 @@
 """Masked diffusion's network: what it may say, what teaches it, and the bytes its card promises."""
 
 import math
-from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -22,15 +21,9 @@ from workers.models.cards import card_text
 from workers.models.mdm import FOOTPRINT, MDM, MaskedTransformer, Options
 from workers.recompute import Recomputed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPTIONS = {"depth": 4, "width": 32, "heads": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

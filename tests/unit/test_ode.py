@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from workers.method.ode import (
-    SAMPLERS,
     Denoiser,
     OdeSampler,
     assigned,
@@ -23,6 +23,7 @@ from workers.method.ode import (
 from workers.method.partition import block_of, equal_mass_edges
 from workers.method.sampler import euler_step
 
+SAMPLERS: tuple[OdeSampler, ...] = get_args(OdeSampler)
 EDGES = equal_mass_edges(3, p_mean=-1.2, p_std=1.2, sigma_min=0.002, sigma_max=80.0)
 MEAN, STD = 0.3, 0.5  # of a Gaussian target, whose ODE has a closed solution
 

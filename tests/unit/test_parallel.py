@@ -22,12 +22,9 @@ from workers.data import Split
 from workers.orders import Orders, read_orders, write_orders
 from workers.trainer import StepReport, build_network, train_block
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TASK = "data_parallel"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def followers(parent: int) -> list[psutil.Process]:

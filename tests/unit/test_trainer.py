@@ -12,10 +12,7 @@ from tests.training import dataset, planned, run, same, spec_of
 from workers.optimizer import learning_rate
 from workers.trainer import build_network, train_block
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("task", ["trunk", "block-0", "block-1", "end_to_end", "shallow-1"])

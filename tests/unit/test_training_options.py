@@ -20,10 +20,7 @@ from workers.optimizer import Optimizer
 from workers.rate_scan import RATES, best_rate, outcome, trial_of
 from workers.trainer import build_network
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def state_of(task: str, *, options: dict[str, Any] | None = None, **training: Any) -> TrainingState:

@@ -1,6 +1,5 @@
 """examples/architectures/mixer.py is what docs/architectures.md walks through: it must work as it stands there."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +25,13 @@ SPEC = small_spec(
 )
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if the file lay in workers/models; on one thread, as networks this small lose more to waiting threads."""
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the file lay in workers/models."""
     monkeypatch.setitem(models.ARCHITECTURES, "mixer", MIXER)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def plan_of(shape: tuple[int, int, int] = (8, 8, 1), precision: str = "fp32") -> JobPlan:

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dbserve.contracts.plan import Contract
 from workers.data import Split
 from workers.evaluation.answers import image_batches
 from workers.evaluation.entrants import Entrant
 from workers.evaluation.features import images_of
 from workers.evaluation.scores import Difference
 from workers.evaluation.subject import Subject
-from workers.method.noise import NoiseDistribution, sample_sigmas
+from workers.method.noise import sample_sigmas
 from workers.method.objective import edm_weight, noised, squared_error
 from workers.method.partition import block_of
 from workers.method.precondition import c_skip
+from workers.models.gaussian import noise_of
 from workers.models.protocol import ImageGenerator
 
 LOSS_ROWS = 2000
@@ -60,7 +60,7 @@ def denoising_losses(generator: ImageGenerator, entrants: Sequence[Entrant], sub
     """Of the first LOSS_ROWS test rows: every row in every interval at one noise level, drawn as in training."""
     contract, device, train = subject.plan.contract, subject.device, subject.data.train
     test = subject.held_out(subject.data.test).first(LOSS_ROWS)
-    noise = _noise(contract)
+    noise = noise_of(contract)
     random = torch.Generator().manual_seed(_SEED)
     mean_image = images_of(train, slice(_MEAN_ROWS), device).mean(dim=0, keepdim=True)
     found: dict[str, list[list[Tensor]]] = {key: [] for key in (*(one.key for one in entrants), UNTRAINED, MEAN_IMAGE)}
@@ -90,12 +90,6 @@ def denoising_losses(generator: ImageGenerator, entrants: Sequence[Entrant], sub
 def root_mean_square(split: Split) -> float:
     """Of the first rows' values, as networks see them: what sigma_data stands for."""
     return float(images_of(split, slice(_MEAN_ROWS), torch.device("cpu")).square().mean().sqrt())
-
-
-def _noise(contract: Contract) -> NoiseDistribution:
-    if contract.p_mean is None or contract.p_std is None:
-        raise ValueError("images are noised by a Gaussian, whose p_mean and p_std the contract must have")
-    return NoiseDistribution(contract.p_mean, contract.p_std)
 
 
 def _mean(values: Tensor) -> Difference:

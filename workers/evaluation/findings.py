@@ -114,8 +114,8 @@ def shared_findings(memory: MemoryReport, cost: Sequence[CostRow], test_rows: in
     return (
         _memory_sentence(memory),
         *_cost_sentences(cost),
-        f"Standard errors are over the {test_rows} test rows of one training with one seed; they say nothing of "
-        "how another seed would come out.",
+        f"Standard errors are over {test_rows} test rows (and samples) of one training with one seed; they say "
+        "nothing of how another seed would come out.",
     )
 
 

@@ -108,10 +108,6 @@ def findings(found: Generated) -> Iterator[str]:
         yield from _cost_sentences(found)
     yield from _loss_sentences(found)
     yield from _interval_sentences(found)
-    yield (
-        "These errors are over samples and test rows of one training with one seed; they say nothing of how another "
-        "seed would come out."
-    )
 
 
 def _distance_sentences(found: Generated, distances: Distances) -> Iterator[str]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from workers.evaluation.entrants import Entrant
 from workers.evaluation.masked_bound import log_probabilities, part_of
+from workers.evaluation.texts import distinct
 from workers.method.masking import unmasked
 
 MOST_TEXTS = 64
-NGRAMS = (1, 2, 3)
 _SEED = 20260912
 
 
@@ -39,18 +39,6 @@ class Texts:
     def recovered(self, truth: Tensor) -> float:
         """Share of the hole's tokens that are those of the text (S, T)."""
         return float((self.filled == truth)[:, self.hole].double().mean())
-
-
-def distinct(rows: Tensor, n: int) -> float | None:
-    """Different n-grams per n-gram of the rows (S, T), none of which crosses a row's end; None where rows are shorter.
-
-    1 / their number: one text over and over. Near 1: hardly an n-gram twice. It falls with the amount of text, so only
-    equal amounts may be compared.
-    """
-    if rows.shape[1] < n:
-        return None
-    grams = rows.unfold(1, n, 1).reshape(-1, n)  # (S * (T - n + 1), n)
-    return len(grams.unique(dim=0)) / len(grams)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def hole_of(length: int) -> slice:

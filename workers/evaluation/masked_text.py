@@ -18,7 +18,6 @@ from workers.evaluation.entrants import Entrant, Part, entrants_of
 from workers.evaluation.masked_bound import Bounds, bounds_of, mean_of_windows
 from workers.evaluation.masked_samples import (
     MOST_TEXTS,
-    NGRAMS,
     Texts,
     dictionary_of,
     held_out,
@@ -28,8 +27,8 @@ from workers.evaluation.masked_samples import (
 from workers.evaluation.masked_words import RangesFound, findings, warnings
 from workers.evaluation.scores import paired_measure
 from workers.evaluation.subject import Examined, Subject
+from workers.evaluation.texts import NGRAMS, UNITS, windows_of
 
-UNITS = {"characters": "bits/character", "bytes": "bits/byte", "tokenizer": "bits/token"}
 TOKENS = 1 << 16  # of one forward pass at most
 DICTIONARY = 5_000_000  # tokens of training text whose words are known
 SHOWN = 2  # texts of each contestant
@@ -39,7 +38,7 @@ def examine(subject: Subject) -> Examined:
     """Bits a token (at most) of the blocks and of every baseline on test windows, range by range; texts they make."""
     contract, evaluation = subject.plan.contract, subject.spec.evaluation
     vocabulary, length = contract.tokens
-    windows = _windows(subject.held_out(subject.data.test))
+    windows = windows_of(subject.held_out(subject.data.test))
     entrants = (*(one for one in entrants_of(subject) if one.key != "reversed"), *_shifted(subject))
     bounds = bounds_of(
         entrants,
@@ -65,10 +64,6 @@ def examine(subject: Subject) -> Examined:
         warnings=tuple(warnings(ranges)),
         findings=tuple(findings(ranges)),
     )
-
-
-def _windows(split: Split) -> Tensor:
-    return torch.from_numpy(split.inputs.astype(np.int64))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _shifted(subject: Subject) -> Iterator[Entrant]:

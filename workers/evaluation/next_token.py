@@ -18,20 +18,18 @@ from dbserve.datasets.vocabulary import codec_of
 from workers.data import Split
 from workers.evaluation.costs import layers_of
 from workers.evaluation.entrants import Entrant, entrants_of
-from workers.evaluation.masked_samples import distinct
 from workers.evaluation.next_token_words import Found, findings, warnings
 from workers.evaluation.predictors import Predictor, Written, mean_of_networks, window_losses, written
 from workers.evaluation.scores import paired_measure
 from workers.evaluation.subject import Examined, Subject
+from workers.evaluation.texts import NGRAMS, UNITS, distinct, windows_of
 from workers.evaluation.token_blocks import Blocks, plain_writer, predictors_of
 from workers.method.likelihood import Bound
 from workers.models.llama import LlamaDecoder, LlamaDenoiser, Options
 from workers.models.recurrent import RecurrentDenoiser, answer, options_of, schedule
 
-UNITS = {"characters": "bits/character", "bytes": "bits/byte", "tokenizer": "bits/token"}
 BOUND_WINDOWS = 128  # the bound and the blocks' facts are taken on so many windows at most
 MOST_TEXTS = 16
-NGRAMS = (1, 2, 3)
 SHOWN = 2  # texts of each contestant
 RUNS = (1, 2, 4, 8)  # of a recurrent core: how its answer changes with them, besides the job's own number
 
@@ -53,7 +51,7 @@ def examine(subject: Subject) -> Examined:
     """Bits a token of the blocks and of every baseline on the same test windows, each window by itself."""
     contract = subject.plan.contract
     vocabulary, _ = contract.tokens
-    windows = _windows(subject.held_out(subject.data.test))
+    windows = windows_of(subject.held_out(subject.data.test))
     ours = OURS[contract.architecture](subject, windows)
     predictors = (*ours.predictors, *rivals(subject))
     return compared(subject, ours, predictors, windows, unit=UNITS[vocabulary.kind])
@@ -202,10 +200,6 @@ LLAMA_BLOCK_METRICS = (
         note="-ln p(token | z) by Bayes' rule, all tokens equally likely: what z tells without any network",
     ),
 )
-
-
-def _windows(split: Split) -> Tensor:
-    return torch.from_numpy(split.inputs.astype(np.int64))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _table(predictor: Predictor, windows: Tensor, device: torch.device) -> int:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from workers.method.sampler import euler_step
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # z (N, ...), sigma (N,) -> D(z, sigma), z's shape
 Field = Callable[[Tensor, float], Tensor]  # the same with one noise level for the whole batch
 OdeSampler = Literal["euler", "heun", "dpm_solver_pp_2m", "ddim"]
-SAMPLERS: tuple[OdeSampler, ...] = get_args(OdeSampler)
 
 RHO = 7.0  # EDM's spacing: small steps at small noise
 

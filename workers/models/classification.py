@@ -9,6 +9,7 @@ from dbserve.contracts.plan import Contract
 from workers.data import Batch, normalise
 from workers.method.noise import NoiseDistribution, sample_sigmas
 from workers.method.objective import label_cross_entropy, noised_codes
+from workers.models.gaussian import noise_of
 from workers.models.protocol import Loss
 
 
@@ -17,9 +18,7 @@ def code_denoising_loss(contract: Contract, network: nn.Module, codes: Tensor, i
 
     codes (K, d) on the network's device; the network is a Classifier's denoiser.
     """
-    if contract.p_mean is None or contract.p_std is None:
-        raise ValueError("label codes are noised by a Gaussian, whose p_mean and p_std the contract must have")
-    return partial(_denoising_loss, network, codes, interval, NoiseDistribution(contract.p_mean, contract.p_std))
+    return partial(_denoising_loss, network, codes, interval, noise_of(contract))
 
 
 def label_loss(network: nn.Module) -> Loss:

@@ -30,6 +30,7 @@ from workers.models.encoder import (
     patches,
     unpatched,
 )
+from workers.models.gaussian import noise_of
 from workers.models.protocol import Loss, Sampling
 
 LONGEST_WAVE = 10_000.0  # of the positions, in patches / 2 pi
@@ -246,7 +247,7 @@ class Dit:
         return DitNetwork(_options(contract), contract, layers)
 
     def denoising_loss(self, contract: Contract, network: nn.Module, interval: tuple[float, float]) -> Loss:
-        return partial(_denoising_loss, cast(DitNetwork, network), interval, _noise(contract))
+        return partial(_denoising_loss, cast(DitNetwork, network), interval, noise_of(contract))
 
     def baseline(self, contract: Contract, layers: int) -> DitNetwork:
         return self.denoiser(contract, layers)
@@ -269,13 +270,6 @@ DIT = Dit()
 
 def _options(contract: Contract) -> Options:
     return Options.model_validate(contract.options)
-
-
-def _noise(contract: Contract) -> NoiseDistribution:
-    """The log-normal of the contract's noise levels; ValueError where it masks."""
-    if contract.p_mean is None or contract.p_std is None:
-        raise ValueError("images are noised by a Gaussian, whose p_mean and p_std the contract must have")
-    return NoiseDistribution(contract.p_mean, contract.p_std)
 
 
 def _answer(network: DitNetwork, labels: Tensor, z: Tensor, sigma: Tensor) -> Tensor:

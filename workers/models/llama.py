@@ -42,6 +42,7 @@ from workers.models.decoder import (
     rotary,
 )
 from workers.models.encoder import FREQUENCIES, TimeEmbedding
+from workers.models.gaussian import noise_of
 from workers.models.protocol import Loss
 
 INIT_STD = 0.02  # of the embedding, which is the head as well: fresh logits are near 0
@@ -349,10 +350,7 @@ class Llama:
 
     def denoising_loss(self, contract: Contract, network: nn.Module, interval: tuple[float, float]) -> Loss:
         assert isinstance(network, LlamaDenoiser)
-        assert contract.p_mean is not None
-        assert contract.p_std is not None
-        noise = NoiseDistribution(contract.p_mean, contract.p_std)
-        return partial(denoising_loss, network, _options(contract), interval, noise)
+        return partial(denoising_loss, network, _options(contract), interval, noise_of(contract))
 
     def baseline(self, contract: Contract, layers: int) -> LlamaDecoder:
         return LlamaDecoder(_options(contract), contract, layers)

@@ -42,6 +42,7 @@ from workers.models.decoder import (
     rotary,
 )
 from workers.models.encoder import FREQUENCIES, TimeEmbedding
+from workers.models.gaussian import noise_of
 from workers.models.protocol import Loss
 
 POSTERIOR_SCALE = 8.0  # length of a sure posterior mean as it enters the adapter; the codes have length 1
@@ -207,7 +208,7 @@ def token_codes(contract: Contract) -> Tensor:
 
 def schedule(contract: Contract, steps: int) -> tuple[float, ...]:
     """Noise levels of the K steps of an answer, from sigma_max down: the upper edges of K intervals of equal mass."""
-    noise = _noise(contract)
+    noise = noise_of(contract)
     edges = equal_mass_edges(
         steps,
         p_mean=noise.p_mean,
@@ -260,12 +261,6 @@ def _unrolled_loss(network: UnrolledNetwork, batch: Batch, _generator: torch.Gen
 
 def _next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     return label_cross_entropy(logits.flatten(0, 1), tokens.flatten())
-
-
-def _noise(contract: Contract) -> NoiseDistribution:
-    if contract.p_mean is None or contract.p_std is None:
-        raise ValueError("token codes are noised by a Gaussian, whose p_mean and p_std the contract must have")
-    return NoiseDistribution(contract.p_mean, contract.p_std)
 
 
 # The card's formulas. tests/unit/test_recurrent.py holds them against measured bytes.
@@ -367,7 +362,7 @@ class Recurrent:
 
     def denoising_loss(self, contract: Contract, network: nn.Module, interval: tuple[float, float]) -> Loss:
         share = options_of(contract).blind_share
-        return partial(_denoising_loss, cast(RecurrentDenoiser, network), interval, _noise(contract), share)
+        return partial(_denoising_loss, cast(RecurrentDenoiser, network), interval, noise_of(contract), share)
 
     def baseline(self, contract: Contract, layers: int) -> UnrolledNetwork:
         """The network whose pass runs `layers` layers: its core as often as they allow."""
