@@ -101,10 +101,28 @@ class JobTerminal(DbserveError):
     code = "job_terminal"
 
 
+class QuotaExceeded(DbserveError):
+    """This API key has as many unfinished jobs as it may have; one of them must end first."""
+
+    code = "quota_exceeded"
+
+
 class IdempotencyMismatch(DbserveError):
     """The Idempotency-Key was used before with another body."""
 
     code = "idempotency_mismatch"
+
+
+class JobNotPaused(DbserveError):
+    """Only a job that is paused, or is being paused, can be resumed."""
+
+    code = "job_not_paused"
+
+
+class NothingToRetry(DbserveError):
+    """Neither the job nor the block has anything that failed, was cancelled, or waits to be tried again."""
+
+    code = "nothing_to_retry"
 
 
 class EventsGone(DbserveError):

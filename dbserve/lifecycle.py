@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from dbserve.contracts.job import RetrySpec
+from dbserve.contracts.job import JobSpec, RetrySpec
 from dbserve.contracts.plan import BASELINES, TRAINED, JobPlan, TaskKind
 from dbserve.contracts.status import (
-    BLAMELESS,
     HELD,
     HOPELESS,
+    OUT_OF_MEMORY,
     TERMINAL,
     Abandoned,
     CancelRequested,
     Checkpointed,
+    CheckpointFailed,
     CheckpointRef,
     Crashed,
     Finished,
@@ -19,7 +20,11 @@ from dbserve.contracts.status import (
     Intent,
     JobStatus,
     Launched,
+    PauseRequested,
     Reason,
+    Restored,
+    Resumed,
+    Retried,
     Run,
     Started,
     Stopped,
@@ -30,16 +35,28 @@ from dbserve.contracts.status import (
 from dbserve.errors import IllegalTransition, StaleRun
 
 
-def new_tasks(job_id: str, plan: JobPlan, retry: RetrySpec, *, now: float) -> tuple[Task, ...]:
-    """Every task of a plan, pending at its first attempt, in the plan's order."""
+def new_tasks(job_id: str, plan: JobPlan, spec: JobSpec, *, now: float) -> tuple[Task, ...]:
+    """Every task of a plan, pending at its first attempt, in the plan's order.
+
+    Each holds what the job asks for, for each of its workers; assembly only copies files.
+    """
+    retry, held = spec.retry, spec.resources
+    micro_rows = plan.training.batch_size // plan.training.accumulate
     return tuple(
         Task(
             run=Run(job_id=job_id, task=task.name, attempt=1),
             kind=task.kind,
             index=task.index,
+            steps=task.steps,
+            cpus=min(1.0, held.cpus_per_block)
+            if task.kind is TaskKind.ASSEMBLY
+            else task.workers * held.cpus_per_block,
+            gpus=0.0 if task.kind is TaskKind.ASSEMBLY else task.workers * held.gpus_per_block,
             needs=task.needs,
             after=task.after,
             max_attempts=retry.max_attempts,
+            max_preemptions=retry.max_preemptions,
+            micro_rows=micro_rows if task.kind in TRAINED else 0,
             created_at=now,
         )
         for task in plan.tasks
@@ -59,40 +76,93 @@ def advance(task: Task, event: TaskEvent) -> Task:
         raise StaleRun(f"{event.run} was given up; {task.run} is current")
     match task.state, event:
         case TaskState.PENDING, Launched():
-            return _moved(task, TaskState.LAUNCHED, cluster=event.cluster, reason=None, message=None)
+            return _moved(
+                task, TaskState.LAUNCHED, cluster=event.cluster, launched_at=event.at, reason=None, message=None
+            )
         case TaskState.LAUNCHED, Started():
-            started_at = task.started_at or event.at
-            return _moved(task, TaskState.RUNNING, node=event.node, pid=event.pid, gpu=event.gpu, started_at=started_at)
-        case ((TaskState.RUNNING | TaskState.CANCELLING), Checkpointed()):
-            return task.model_copy(update={"checkpoints": _with(task.checkpoints, event)})
-        case TaskState.RUNNING, Finished():
-            return _moved(task, TaskState.SUCCEEDED, finished_at=event.at, reason=None, message=None)
-        case ((TaskState.LAUNCHED | TaskState.RUNNING), Crashed()):
-            return _after_crash(task, event)
-        case TaskState.PENDING, CancelRequested():
-            return _moved(task, TaskState.CANCELLED, reason=Reason.USER_CANCELLED, finished_at=event.at)
-        case ((TaskState.LAUNCHED | TaskState.RUNNING), CancelRequested()):
-            return _moved(task, TaskState.CANCELLING)
-        case TaskState.CANCELLING, Stopped():
-            return _moved(task, TaskState.CANCELLED, reason=Reason.USER_CANCELLED, finished_at=event.at)
-        case TaskState.PENDING, Abandoned():
             return _moved(
                 task,
-                TaskState.CANCELLED,
-                reason=Reason.DEPENDENCY_FAILED,
-                message=event.message,
-                finished_at=event.at,
+                TaskState.RUNNING,
+                **event.model_dump(include={"node", "node_id", "pid", "born", "gpu"}),
+                started_at=task.started_at or event.at,
+                recovering=False,
             )
+        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Restored()):
+            lost = {ref.path for ref in event.lost}
+            return _changed(task, checkpoints=tuple(ref for ref in task.checkpoints if ref.path not in lost))
+        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Checkpointed()):
+            return _changed(task, checkpoints=_with(task.checkpoints, event), failed_saves=0)
+        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), CheckpointFailed()):
+            return _changed(task, failed_saves=task.failed_saves + 1)
+        case ((TaskState.RUNNING | TaskState.PAUSING), Finished()):
+            return _moved(
+                task, TaskState.SUCCEEDED, finished_at=event.at, reason=None, message=None, stop_by=None, failed_saves=0
+            )
+        case ((TaskState.LAUNCHED | TaskState.RUNNING), Crashed()):
+            return _after_crash(task, event, TaskState.PENDING)
+        case TaskState.PAUSING, Crashed():
+            return _after_crash(task, event, TaskState.PAUSED)
+        case TaskState.PENDING, PauseRequested():
+            return _moved(task, TaskState.PAUSED)
+        case ((TaskState.LAUNCHED | TaskState.RUNNING), PauseRequested()):
+            return _moved(task, TaskState.PAUSING, stop_by=event.stop_by)
+        case TaskState.PAUSING, Stopped():
+            return _moved(task, TaskState.PAUSED, run=task.run.next(), **_NO_WORKER)
+        case TaskState.PAUSED, Resumed():
+            return _moved(task, TaskState.PENDING)
+        case ((TaskState.PENDING | TaskState.PAUSED), CancelRequested()):
+            return _ended(task, event.reason, event.message, event.at)
+        case ((TaskState.LAUNCHED | TaskState.RUNNING | TaskState.PAUSING), CancelRequested()):
+            return _moved(
+                task, TaskState.CANCELLING, reason=event.reason, message=event.message, stop_by=event.stop_by
+            )
+        case TaskState.CANCELLING, CancelRequested():
+            return _changed(task, stop_by=min(event.stop_by, event.stop_by if task.stop_by is None else task.stop_by))
+        case TaskState.CANCELLING, Stopped():
+            return _ended(task, task.reason or Reason.USER_CANCELLED, task.message, event.at)
+        case ((TaskState.PENDING | TaskState.PAUSED), Abandoned()):
+            return _ended(task, Reason.DEPENDENCY_FAILED, event.message, event.at)
+        case ((TaskState.FAILED | TaskState.CANCELLED), Retried()):
+            return _moved(
+                task,
+                TaskState.PENDING,
+                run=task.run.next(),
+                crashes=0,
+                preemptions=0,
+                recovering=False,
+                not_before=0.0,
+                reason=None,
+                message=None,
+                finished_at=None,
+                **_NO_WORKER,
+            )
+        case TaskState.PENDING, Retried():
+            return _changed(task, not_before=0.0)
         case TaskState.PENDING, Held():
-            return task.model_copy(update={"reason": event.reason, "message": event.message})
+            return _changed(task, reason=event.reason, message=event.message)
         case _ if _already(task.state, event):
             return task
         case _:
             raise IllegalTransition(f"{event.kind!r} cannot happen to a {task.state} task ({task.run})")
 
 
+_NO_WORKER: Mapping[str, object] = {
+    name: None for name in ("node", "node_id", "pid", "born", "gpu", "cluster", "launched_at", "stop_by")
+}
+
+
+def _changed(task: Task, **changes: object) -> Task:
+    return task.model_copy(update=changes)
+
+
 def _moved(task: Task, state: TaskState, **changes: object) -> Task:
     return task.model_copy(update={"state": state, **changes})
+
+
+def _ended(task: Task, reason: Reason, message: str | None, at: float) -> Task:
+    """Before its time: cancelled, but failed where a deadline ended it."""
+    state = TaskState.FAILED if reason is Reason.DEADLINE_EXCEEDED else TaskState.CANCELLED
+    return _moved(task, state, reason=reason, message=message, finished_at=at, stop_by=None, recovering=False)
 
 
 def _with(checkpoints: tuple[CheckpointRef, ...], event: Checkpointed) -> tuple[CheckpointRef, ...]:
@@ -105,30 +175,50 @@ def _with(checkpoints: tuple[CheckpointRef, ...], event: Checkpointed) -> tuple[
     return tuple(sorted([*kept, new], key=lambda ref: ref.step)[-event.keep_last :])
 
 
-def _after_crash(task: Task, event: Crashed) -> Task:
-    restarts = {**task.restarts, event.reason: task.restarts.get(event.reason, 0) + 1}
-    blamed = sum(count for reason, count in restarts.items() if reason not in BLAMELESS)
-    if event.reason in HOPELESS or blamed >= task.max_attempts:
+def _after_crash(task: Task, event: Crashed, waiting: TaskState) -> Task:
+    """Another attempt, from `waiting`, where the budget of its kind allows one.
+
+    Crashes and preemptions are counted apart. Out of memory is met once by half a micro-batch, which costs nothing of
+    either; the second time it is the end, and so is what no attempt can mend.
+    """
+    reason, message = event.reason, event.message
+    restarts = {**task.restarts, reason: task.restarts.get(reason, 0) + 1}
+    preempted, out_of_memory = reason is Reason.PREEMPTED, reason in OUT_OF_MEMORY
+    counted = not (preempted or out_of_memory)
+    crashes, preemptions, split = task.crashes + counted, task.preemptions + preempted, task.split
+    if preempted:
+        over = preemptions > task.max_preemptions
+    elif out_of_memory:
+        over = split > 1 or task.micro_rows < 2 or task.micro_rows % 2 != 0
+        split = split if over else 2
+    else:
+        over = reason in HOPELESS or crashes >= task.max_attempts
+    counts: dict[str, object] = {"restarts": restarts, "crashes": crashes, "preemptions": preemptions}
+    if over:
         return _moved(
             task,
             TaskState.FAILED,
-            reason=event.reason,
-            message=event.message,
-            restarts=restarts,
+            reason=reason,
+            message=message,
             finished_at=event.at,
+            stop_by=None,
+            recovering=False,
+            **counts,
         )
+    if out_of_memory:
+        half = task.micro_rows // 2
+        message = f"{message}; tried again with micro-batches of {half} rows instead of {task.micro_rows}, twice as many"
     return _moved(
         task,
-        TaskState.PENDING,
+        waiting,
         run=task.run.next(),
-        reason=event.reason,
-        message=event.message,
-        restarts=restarts,
-        not_before=event.retry_at,
-        node=None,
-        pid=None,
-        gpu=None,
-        cluster=None,
+        reason=reason,
+        message=message,
+        not_before=event.at + event.retry_after,
+        recovering=True,
+        split=split,
+        **counts,
+        **_NO_WORKER,
     )
 
 
@@ -141,8 +231,12 @@ def _already(state: TaskState, event: TaskEvent) -> bool:
             return state is TaskState.RUNNING
         case Finished():
             return state is TaskState.SUCCEEDED
+        case PauseRequested():
+            return state in {TaskState.PAUSING, TaskState.PAUSED}
+        case Resumed():
+            return state is TaskState.PENDING
         case CancelRequested():
-            return state in {TaskState.CANCELLING, TaskState.CANCELLED}
+            return state is TaskState.CANCELLED
         case Stopped() | Abandoned():
             return state is TaskState.CANCELLED
         case Crashed():
@@ -168,8 +262,8 @@ def can_start(task: Task, tasks: Mapping[str, Task], now: float) -> bool:
 
 
 def broken_need(task: Task, tasks: Mapping[str, Task]) -> str | None:
-    """The name of something a pending task needs that can never succeed any more, if there is one."""
-    if task.state is not TaskState.PENDING:
+    """The name of something a waiting task needs that can never succeed any more, if there is one."""
+    if task.state not in {TaskState.PENDING, TaskState.PAUSED}:
         return None
     lost = {TaskState.FAILED, TaskState.CANCELLED}
     return next((name for name in task.needs if tasks[name].state in lost), None)
@@ -187,7 +281,9 @@ def job_state(tasks: Sequence[Task], intent: Intent) -> JobStatus:
         return JobStatus.CANCELLED if TaskState.CANCELLED in states else JobStatus.SUCCEEDED
     if intent is Intent.CANCEL:
         return JobStatus.CANCELLING
-    if any(task.run.attempt > 1 and task.state in {TaskState.PENDING, TaskState.LAUNCHED} for task in tasks):
+    if intent is Intent.PAUSE:
+        return JobStatus.PAUSING if states & (HELD | {TaskState.PAUSING, TaskState.PENDING}) else JobStatus.PAUSED
+    if any(task.recovering and task.state in {TaskState.PENDING, TaskState.LAUNCHED} for task in tasks):
         return JobStatus.RECOVERING
     if all(task.state in TERMINAL for task in tasks if task.kind in TRAINED):
         assembled = all(task.state is TaskState.SUCCEEDED for task in tasks if task.kind is TaskKind.ASSEMBLY)

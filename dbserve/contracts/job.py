@@ -212,14 +212,50 @@ class ResourcesSpec(Strict, frozen=True):
 class CheckpointSpec(Strict, frozen=True):
     every_steps: int = Field(default=200, ge=1, le=MAX_STEPS)
     keep_last: int = Field(default=2, ge=1, le=100)
+    grace_seconds: float = Field(
+        default=30.0,
+        ge=0.0,
+        le=3600.0,
+        description="how long a worker that is to stop (cancel, pause, SIGTERM) may take for a last checkpoint",
+    )
 
 
 class RetrySpec(Strict, frozen=True):
-    """Attempts of one task, and the wait between them: backoff doubles up to its maximum."""
+    """Attempts of one task, and the wait between them: backoff doubles up to its maximum.
 
-    max_attempts: int = Field(default=3, ge=1, le=100)
+    Crashes and preemptions have a budget each: a night of preemptions costs nothing of what is left for a crash.
+    """
+
+    max_attempts: int = Field(default=3, ge=1, le=100, description="of a task that crashes")
+    max_preemptions: int = Field(default=1000, ge=0, le=1_000_000, description="how often a task may be preempted")
     backoff_seconds: float = Field(default=1.0, ge=0.0, le=3600.0)
     max_backoff_seconds: float = Field(default=60.0, ge=0.0, le=86400.0)
+
+
+class DeadlinesSpec(Strict, frozen=True):
+    """When to stop waiting. Seconds; null: never."""
+
+    queue_seconds: float | None = Field(
+        default=None, gt=0.0, description="from submission to the first worker; past it the job fails"
+    )
+    total_seconds: float | None = Field(
+        default=None, gt=0.0, description="from submission to the end, pauses included; past it the job fails"
+    )
+    no_progress_seconds: float | None = Field(
+        default=1800.0,
+        ge=1.0,
+        description="a worker that lives, but takes no step for so long, is replaced (counts as a crash); the start "
+        "of an attempt, a trial of lr: scan and a compilation each count as one step",
+    )
+
+
+class QueueSpec(Strict, frozen=True):
+    """The job's place among others."""
+
+    priority: int = Field(default=0, ge=-100, le=100, description="higher ones start first; nothing is preempted")
+    max_concurrent_blocks: int | None = Field(
+        default=None, ge=1, description="how many of its tasks may hold workers at the same time; null: any number"
+    )
 
 
 class EvaluationSpec(Strict, frozen=True):
@@ -259,4 +295,6 @@ class JobSpec(Strict, frozen=True):
     resources: ResourcesSpec = ResourcesSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     retry: RetrySpec = RetrySpec()
+    deadlines: DeadlinesSpec = DeadlinesSpec()
+    queue: QueueSpec = QueueSpec()
     evaluation: EvaluationSpec = EvaluationSpec()

@@ -7,17 +7,22 @@ from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import JobRecord, JobStatus, Progress, Reason, Task
 
 
-class JobSnapshot(BaseModel, frozen=True):
-    """A job as it stands; `status` is derived from the tasks and the intent, never stored."""
+class JobOutline(BaseModel, frozen=True):
+    """A job as it stands, without what it was asked for; `status` is derived from tasks and intent, never stored."""
 
     record: JobRecord
     status: JobStatus
     reason: Reason | None = None
     message: str | None = None
-    spec: JobSpec
-    plan: JobPlan
     tasks: dict[str, Task]  # in the plan's order
     progress: dict[str, Progress]  # of each task's current attempt, where it has reported
+
+
+class JobSnapshot(JobOutline, frozen=True):
+    """An outline together with the job's spec and plan."""
+
+    spec: JobSpec
+    plan: JobPlan
 
 
 class ModelRecord(BaseModel, frozen=True):

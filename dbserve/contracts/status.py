@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from dbserve.contracts.job import DeadlinesSpec, QueueSpec, RetrySpec
 from dbserve.contracts.plan import TaskKind
 
 
@@ -26,6 +27,8 @@ class TaskState(StrEnum):
     PENDING = "pending"
     LAUNCHED = "launched"
     RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     CANCELLING = "cancelling"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -33,6 +36,7 @@ class TaskState(StrEnum):
 
 
 HELD = frozenset({TaskState.LAUNCHED, TaskState.RUNNING})  # a worker should exist
+STOPPING = frozenset({TaskState.PAUSING, TaskState.CANCELLING})  # one may exist, and is to end
 TERMINAL = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
 
 
@@ -42,6 +46,8 @@ class JobStatus(StrEnum):
     RECOVERING = "recovering"
     ASSEMBLING = "assembling"
     EVALUATING = "evaluating"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     CANCELLING = "cancelling"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -55,11 +61,13 @@ class Intent(StrEnum):
     """What the user wants of a job; the reconciler makes it so."""
 
     RUN = "run"
+    PAUSE = "pause"
     CANCEL = "cancel"
 
 
 class Reason(StrEnum):
     USER_CANCELLED = "user_cancelled"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     UNSCHEDULABLE = "unschedulable"
     GPU_OOM = "gpu_oom"
     HOST_OOM = "host_oom"
@@ -80,8 +88,17 @@ class Reason(StrEnum):
 # What another attempt cannot mend.
 HOPELESS = frozenset({Reason.NONFINITE_LOSS, Reason.DATA_ERROR, Reason.CONFIG_INVALID, Reason.VERSION_MISMATCH})
 
-# What is not the task's fault, and so costs nothing of its budget of attempts.
-BLAMELESS = frozenset({Reason.PREEMPTED})
+# What half a micro-batch may mend, once.
+OUT_OF_MEMORY = frozenset({Reason.GPU_OOM, Reason.HOST_OOM})
+
+
+class Condition(StrEnum):
+    """What is wrong with a task that goes on all the same. Not a state: derived at each look, and gone by itself."""
+
+    UNSCHEDULABLE = "unschedulable"  # no node of the cluster could ever hold it
+    UNREACHABLE = "unreachable"  # its worker has not been heard of for a while
+    STALLED = "stalled"  # its worker lives, and takes no step
+    CHECKPOINT_STALE = "checkpoint_stale"  # the last checkpoint could not be saved
 
 
 class CheckpointRef(BaseModel, frozen=True):
@@ -100,27 +117,43 @@ class Task(BaseModel, frozen=True):
     run: Run
     kind: TaskKind
     index: int = 0
+    steps: int = 0  # of the plan; 0: nothing is trained
+    cpus: float = 1.0  # held while a worker has the task
+    gpus: float = 0.0
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     state: TaskState = TaskState.PENDING
     max_attempts: int = 1
+    max_preemptions: int = 1000
+    crashes: int = 0  # of the budget, since the job was made or retried
+    preemptions: int = 0  # the same
+    restarts: dict[Reason, int] = Field(default_factory=dict[Reason, int])  # every lost attempt there ever was
+    recovering: bool = False  # lost a worker, and has not begun again
     not_before: float = 0.0  # unix seconds: backoff
     reason: Reason | None = None
     message: str | None = None
+    micro_rows: int = 0  # rows of a micro-batch as planned; 0: nothing is trained
+    split: int = 1  # each planned micro-batch is taken in so many parts: 2 after it did not fit into memory
+    stop_by: float | None = None  # unix seconds; a worker that is to stop and still lives then is killed
+    launched_at: float | None = None  # of this attempt
     node: str | None = None
+    node_id: str | None = None  # the cluster's own name for it
     pid: int | None = None
+    born: float | None = None  # when the process was created, by its node's clock: with the pid, which process it is
     gpu: str | None = None
+    cluster: str | None = None  # identity of the Ray cluster the attempt was launched on
     checkpoints: tuple[CheckpointRef, ...] = ()  # oldest first
+    failed_saves: int = 0  # since the last good one
     created_at: float = 0.0
     started_at: float | None = None  # first training of any attempt
     finished_at: float | None = None
-    restarts: dict[Reason, int] = Field(default_factory=dict[Reason, int])
-    cluster: str | None = None  # identity of the Ray cluster the attempt was launched on
 
 
 class _Event(BaseModel, frozen=True):
+    """`at` is the sender's clock (unix seconds); the store writes its own over it, so that there is one for all."""
+
     run: Run
-    at: float  # unix seconds
+    at: float = 0.0
 
 
 class Launched(_Event, frozen=True):
@@ -137,6 +170,24 @@ class Started(_Event, frozen=True):
     node: str
     pid: int
     gpu: str | None = None
+    node_id: str | None = None
+    born: float | None = None
+
+
+class LostCheckpoint(BaseModel, frozen=True):
+    """A committed checkpoint that could not be read back whole, and why."""
+
+    step: int
+    path: str
+    message: str
+
+
+class Restored(_Event, frozen=True):
+    """Where a training goes on: from the newest whole checkpoint (step 0: from its beginning), passing over `lost`."""
+
+    kind: Literal["restored"] = "restored"
+    step: int
+    lost: tuple[LostCheckpoint, ...] = ()
 
 
 class Checkpointed(_Event, frozen=True):
@@ -147,27 +198,57 @@ class Checkpointed(_Event, frozen=True):
     keep_last: int = Field(ge=1)
 
 
+class CheckpointFailed(_Event, frozen=True):
+    """A checkpoint could not be saved; the training goes on, and the one before still counts."""
+
+    kind: Literal["checkpoint_failed"] = "checkpoint_failed"
+    step: int
+    message: str
+
+
 class Finished(_Event, frozen=True):
     kind: Literal["finished"] = "finished"
 
 
 class Crashed(_Event, frozen=True):
-    """The attempt ended without finishing; `retry_at` is when the next one may start."""
+    """The attempt ended without finishing; the next one may start `retry_after` seconds later."""
 
     kind: Literal["crashed"] = "crashed"
     reason: Reason
     message: str
-    retry_at: float = 0.0
+    retry_after: float = 0.0
+
+
+class PauseRequested(_Event, frozen=True):
+    """Save a last checkpoint and make room; killed where it has not by `stop_by` (unix seconds, the store's clock)."""
+
+    kind: Literal["pause_requested"] = "pause_requested"
+    stop_by: float
+
+
+class Resumed(_Event, frozen=True):
+    kind: Literal["resumed"] = "resumed"
 
 
 class CancelRequested(_Event, frozen=True):
+    """As PauseRequested, for good. Asked again, the earlier `stop_by` holds: so a cancel is forced."""
+
     kind: Literal["cancel_requested"] = "cancel_requested"
+    stop_by: float
+    reason: Literal[Reason.USER_CANCELLED, Reason.DEADLINE_EXCEEDED] = Reason.USER_CANCELLED
+    message: str | None = None
 
 
 class Stopped(_Event, frozen=True):
-    """The worker of a cancelling task is confirmed gone."""
+    """The worker of a task that was to stop is confirmed gone."""
 
     kind: Literal["stopped"] = "stopped"
+
+
+class Retried(_Event, frozen=True):
+    """The user wants another try, with fresh budgets; it goes on from the last checkpoint."""
+
+    kind: Literal["retried"] = "retried"
 
 
 class Held(_Event, frozen=True):
@@ -186,7 +267,20 @@ class Abandoned(_Event, frozen=True):
 
 
 TaskEvent = Annotated[
-    Launched | Started | Checkpointed | Finished | Crashed | CancelRequested | Stopped | Held | Abandoned,
+    Launched
+    | Started
+    | Restored
+    | Checkpointed
+    | CheckpointFailed
+    | Finished
+    | Crashed
+    | PauseRequested
+    | Resumed
+    | CancelRequested
+    | Stopped
+    | Retried
+    | Held
+    | Abandoned,
     Field(discriminator="kind"),
 ]
 
@@ -226,7 +320,7 @@ class LoggedEvent(BaseModel, frozen=True):
 
     id: str
     at: float
-    kind: str  # of a task event, or job_created, job_cancel_requested, job_finished
+    kind: str  # of a task event, or job_created, job_{pause,resume,cancel,retry}_requested, job_finished
     task: str | None = None
     attempt: int | None = None
     job_status: JobStatus
@@ -243,11 +337,20 @@ class LogLine(BaseModel, frozen=True):
 
 
 class JobRecord(BaseModel, frozen=True):
-    """The unchanging part of a job plus the user's intent. `spec` and `plan` are read apart: they are large."""
+    """What of a job never changes and is read with every look at it, plus the user's intent.
+
+    `spec` and `plan` are read apart: they are large. What the reconciler needs of the spec is repeated here.
+    """
 
     id: str
     name: str
-    labels: dict[str, str]
+    labels: dict[str, str] = Field(default_factory=dict[str, str])
+    architecture: str = ""
     created_at: float
-    intent: Intent
+    owner: str = ""  # who submitted it: a digest of the API key; "" where none is asked for
+    retry: RetrySpec = RetrySpec()
+    deadlines: DeadlinesSpec = DeadlinesSpec()
+    queue: QueueSpec = QueueSpec()
+    grace_seconds: float = 30.0  # for a last checkpoint
+    intent: Intent = Intent.RUN
     finished_at: float | None = None
