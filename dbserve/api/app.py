@@ -20,9 +20,7 @@ from dbserve.store import JobStore
 
 log = logging.getLogger(__name__)
 
-REDIS_TIMEOUT_SECONDS = (
-    2.5  # a Redis that hangs is soon said to be away; longer than any blocking read (events.WAIT_MS)
-)
+REDIS_TIMEOUT_SECONDS = 2.5  # a Redis that hangs is soon said to be away; no read of the API's waits for anything
 
 
 def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:

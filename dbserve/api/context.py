@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
+from dbserve.api.fanout import Fanout
 from dbserve.errors import JobNotFound, ModelNotFound
 from dbserve.metrics import HttpMetrics, WorkDone
 from dbserve.settings import Settings
@@ -20,6 +22,11 @@ class Services:
     store: JobStore
     http: HttpMetrics = field(default_factory=HttpMetrics)
     work: WorkDone = field(default_factory=WorkDone)
+
+    @cached_property
+    def fanout(self) -> Fanout:
+        """Of this process, whose event loop it needs: made with the first stream."""
+        return Fanout(self.store)
 
 
 def _services(request: Request) -> Services:

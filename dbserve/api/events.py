@@ -1,7 +1,8 @@
 """What happened to a job and what its workers said: pages, and streams that replay and never hide a gap."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import suppress
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -14,17 +15,17 @@ from dbserve.api.context import JobId, Services, With
 from dbserve.api.negotiation import preferred
 from dbserve.api.problems import problems
 from dbserve.api.views import event_view, log_view
-from dbserve.contracts.status import TERMINAL_JOB, LoggedEvent, LogLine
+from dbserve.contracts.status import TERMINAL_JOB, LogLine
 from dbserve.contracts.views import EventView, LogView, Page
-from dbserve.errors import ConfigInvalid, EventsGone, JobNotFound, StoreUnavailable
+from dbserve.errors import ConfigInvalid, JobNotFound, StoreUnavailable
 from dbserve.store import JobStore
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["history"])
 
 HEARTBEAT_SECONDS = 15
 SLOWEST_READER_SECONDS = 60  # a client that takes nothing for so long is let go
-WAIT_MS = 1_500  # of one blocking read; below the time-out of the API's connection to Redis
-BATCH = 500
+LOOK_SECONDS = 0.3  # between two looks for new log lines
+QUIET_SECONDS = 1.5  # without a line, before it is asked whether the job has ended
 
 ID = r"^[0-9]{1,18}(-[0-9]{1,18})?$"
 
@@ -63,7 +64,8 @@ async def events(
     """Events, oldest first: a JSON page, or a stream when text/event-stream is asked for.
 
     The stream replays what came after Last-Event-ID (or `after`), then goes on live, with a comment every 15 s, and
-    ends after `job_finished`; asked again after that, it answers 204, at which an EventSource stops.
+    ends after the `job_finished` of a job that was not tried again; asked again after that, it answers 204, at which an
+    EventSource stops. A stream that ends earlier (the reader was too slow, Redis is away) is to be asked for again.
     410: events after that id were dropped from the history.
     """
     store = services.store
@@ -72,32 +74,10 @@ async def events(
         data = tuple(event_view(event) for event in found[: query.limit])
         return Page(data=data, has_more=len(found) > query.limit, next=data[-1].id if data else None)
     after = last_event_id or query.after
-    first = await store.history.events(job_id, after=after, limit=BATCH)
+    first = await store.history.events(job_id, after=after, limit=1)  # what is wrong is said before the stream begins
     if not first and await _ended(store, job_id):
         return Response(status_code=204)
-    return _event_stream(services, _replay_then_follow(store, job_id, first, after))
-
-
-async def _replay_then_follow(
-    store: JobStore, job_id: str, batch: Sequence[LoggedEvent], after: str | None
-) -> AsyncGenerator[ServerSentEvent]:
-    """Every read goes through the history's own check for gaps, so that a reader who was too slow is cut off and told
-    (410) when it comes back, instead of missing events in silence."""
-    while True:
-        for event in batch:
-            yield _as_sse(event_view(event), event.kind)
-            after = event.id
-            if event.kind == "job_finished":
-                return
-        try:
-            batch = await store.history.events(job_id, after=after, limit=BATCH)
-            if not batch and not await store.history.wait_events(job_id, after=after or "0", block_ms=WAIT_MS):
-                ended = await _ended(store, job_id)
-                batch = await store.history.events(job_id, after=after, limit=BATCH)
-                if ended and not batch:
-                    return
-        except (EventsGone, JobNotFound, StoreUnavailable):
-            return
+    return _event_stream(services, services.fanout.follow(job_id, after))
 
 
 @router.get(
@@ -126,14 +106,15 @@ async def logs(
     return Page(data=tuple(log_view(line) for line in found))
 
 
-async def _as_log_events(lines: AsyncIterator[LogLine]) -> AsyncGenerator[ServerSentEvent]:
+async def _as_log_events(lines: AsyncGenerator[LogLine]) -> AsyncGenerator[bytes]:
     """Closed by an event `end`, which tells a reader that nothing will follow from a stream that was cut off."""
     try:
         async for line in lines:
-            yield _as_sse(log_view(line), "log")
+            view = log_view(line)
+            yield ServerSentEvent(view.model_dump_json(), event="log", id=view.id, sep="\n").encode()
     except (JobNotFound, StoreUnavailable):
         return
-    yield ServerSentEvent("{}", event="end", sep="\n")
+    yield ServerSentEvent("{}", event="end", sep="\n").encode()
 
 
 class _Chosen(BaseModel, frozen=True):
@@ -168,30 +149,34 @@ async def _tail_then_follow(
         for line in await store.history.logs(job_id, task=chosen.task, attempt=chosen.attempt, tail=tail):
             yield line
             after = line.id
+    ended, quiet = False, QUIET_SECONDS
     while True:
-        ended = await _ended(store, job_id)
-        batch = await store.history.wait_logs(job_id, after=after, block_ms=200 if ended else WAIT_MS)
+        batch = await store.history.logs_since(job_id, after)
         for line in batch:
             after = line.id
             if line in chosen:
                 yield line
-        if ended and not batch:
+        if batch:
+            ended, quiet = False, QUIET_SECONDS if ended else 0.0
+            continue
+        if ended:
             return
+        if quiet >= QUIET_SECONDS:
+            ended, quiet = await _ended(store, job_id), 0.0
+        await asyncio.sleep(LOOK_SECONDS)
+        quiet += LOOK_SECONDS
 
 
 async def _ended(store: JobStore, job_id: str) -> bool:
     return (await store.snapshot(job_id)).status in TERMINAL_JOB
 
 
-def _as_sse(view: EventView | LogView, kind: str) -> ServerSentEvent:
-    return ServerSentEvent(view.model_dump_json(), event=kind, id=view.id, sep="\n")
-
-
-def _event_stream(services: Services, content: AsyncIterator[ServerSentEvent]) -> EventSourceResponse:
-    async def counted() -> AsyncGenerator[ServerSentEvent]:
+def _event_stream(services: Services, content: AsyncGenerator[bytes]) -> EventSourceResponse:
+    async def counted() -> AsyncGenerator[bytes]:
         with services.http.sse_clients.track_inprogress():
-            async for event in content:
-                yield event
+            async with aclosing(content):
+                async for piece in content:
+                    yield piece
 
     return EventSourceResponse(
         counted(),
@@ -202,7 +187,7 @@ def _event_stream(services: Services, content: AsyncIterator[ServerSentEvent]) -
     )
 
 
-async def _as_text(services: Services, lines: AsyncIterator[LogLine]) -> AsyncGenerator[str]:
+async def _as_text(services: Services, lines: AsyncGenerator[LogLine]) -> AsyncGenerator[str]:
     with services.http.sse_clients.track_inprogress(), suppress(JobNotFound, StoreUnavailable):
         async for line in lines:
             yield _text_line(line)

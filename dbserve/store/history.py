@@ -1,7 +1,7 @@
 """Events and log lines: streams, history and never truth."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from pydantic import TypeAdapter
@@ -15,9 +15,10 @@ from dbserve.store.connection import reaching_redis, transaction
 
 EVENTS_KEPT = 10_000  # of one job
 LOG_LINES_KEPT = 20_000  # of one job
-LONGEST_WAIT_MS = 4_000  # below the socket's time-out
+AT_ONCE = 500  # of one look
 
 JOB_CREATED = "job_created"  # the first event of every job: where it is missing, history was trimmed
+JOB_FINISHED = "job_finished"  # the last one, unless the job is tried again
 
 Entry = tuple[str, Mapping[str, str]]
 _FIELDS: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
@@ -62,17 +63,51 @@ class History:
             JobNotFound
             EventsGone: events between `after` and the oldest one kept were dropped.
         """
-        await self._must_exist(job_id)
-        if after is not None:
-            await self._refuse_a_gap(job_id, after)
         low = "-" if after is None else f"({keys.stream_id(after)}"
-        async with reaching_redis():
-            entries = await self._redis.xrange(keys.events(job_id), low, "+", count=limit)
-        return [_event(entry) for entry in cast(Sequence[Entry], entries)]
+        async with reaching_redis(), self._redis.pipeline(transaction=True) as pipe:  # nothing is trimmed in between
+            pipe.exists(keys.job(job_id))
+            pipe.xrange(keys.events(job_id), "-", "+", count=1)
+            pipe.xrange(keys.events(job_id), low, "+", count=limit)
+            exists, oldest, entries = cast(tuple[int, Sequence[Entry], Sequence[Entry]], await pipe.execute())
+        if not exists:
+            raise JobNotFound(job_id)
+        if after is not None:
+            _refuse_a_gap(after, _event(oldest[0]))
+        return [_event(entry) for entry in entries]
 
-    async def wait_events(self, job_id: str, *, after: str, block_ms: int) -> list[LoggedEvent]:
-        """Events after an id; waits up to `block_ms` (at most 4000) for the first. `after` "0": from the beginning."""
-        return [_event(entry) for entry in await self._wait(keys.events(job_id), after, block_ms)]
+    async def newest_event(self, job_id: str) -> str:
+        """The id of the last event so far. Raises JobNotFound."""
+        async with reaching_redis():
+            entries = cast(Sequence[Entry], await self._redis.xrevrange(keys.events(job_id), count=1))
+        if not entries:
+            raise JobNotFound(job_id)
+        return entries[0][0]
+
+    async def arrivals(self, seen: Mapping[str, str]) -> dict[str, list[LoggedEvent]]:
+        """Events of several jobs, each after the id that `seen` gives for it: one look, at most 500 of a job.
+
+        Left out is a job that was deleted, or of which events after that id were dropped.
+        """
+        streams = {keys.events(job_id): job_id for job_id in seen}
+        after: dict[Any, Any] = {stream: keys.stream_id(seen[job_id]) for stream, job_id in streams.items()}
+        async with reaching_redis(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.exists(*map(keys.job, seen))
+            pipe.xread(after, count=AT_ONCE)
+            existing, answer = await pipe.execute()
+        there = seen if existing == len(seen) else await self._existing(seen)
+        found: dict[str, list[LoggedEvent]] = {job_id: [] for job_id in there}
+        for stream, entries in cast(Sequence[tuple[str, Sequence[Entry]]], answer or []):
+            job_id = streams[stream]
+            if job_id not in found:
+                continue
+            if len(entries) < min(AT_ONCE, EVENTS_KEPT):  # trimming leaves more than that: none can be missing
+                found[job_id] = [_event(entry) for entry in entries]
+                continue
+            try:
+                found[job_id] = await self.events(job_id, after=seen[job_id], limit=AT_ONCE)
+            except (EventsGone, JobNotFound):
+                del found[job_id]
+        return found
 
     async def append_logs(self, run: Run, lines: Sequence[tuple[float, str, str]]) -> None:
         """Ships log lines (unix seconds, level, message) of one attempt; those of a deleted job are dropped."""
@@ -113,31 +148,30 @@ class History:
             high = f"({entries[-1][0]}"
         return found[:tail][::-1]
 
-    async def wait_logs(self, job_id: str, *, after: str, block_ms: int) -> list[LogLine]:
-        """Log lines after an id; waits up to `block_ms` (at most 4000) for the first."""
-        return [_log_line(entry) for entry in await self._wait(keys.logs(job_id), after, block_ms)]
+    async def logs_since(self, job_id: str, after: str) -> list[LogLine]:
+        """Log lines after an id, oldest first, at most 500. Does not wait, and a deleted job has none."""
+        async with reaching_redis():
+            entries = await self._redis.xrange(keys.logs(job_id), f"({keys.stream_id(after)}", "+", count=AT_ONCE)
+        return [_log_line(entry) for entry in cast(Sequence[Entry], entries)]
 
     async def _must_exist(self, job_id: str) -> None:
         async with reaching_redis():
             if not await self._redis.exists(keys.job(job_id)):
                 raise JobNotFound(job_id)
 
-    async def _refuse_a_gap(self, job_id: str, after: str) -> None:
-        """History is trimmed at its old end; whoever read up to before that end must be told."""
-        seen = keys.stream_order(after)
-        async with reaching_redis():
-            entries = await self._redis.xrange(keys.events(job_id), "-", "+", count=1)
-        oldest = _event(cast(Sequence[Entry], entries)[0])
-        if oldest.kind != JOB_CREATED and seen < keys.stream_order(oldest.id):
-            raise EventsGone(f"events after {after} were dropped; the oldest kept is {oldest.id}")
+    async def _existing(self, job_ids: Iterable[str]) -> set[str]:
+        async with reaching_redis(), self._redis.pipeline(transaction=True) as pipe:
+            asked = list(job_ids)
+            for job_id in asked:
+                pipe.exists(keys.job(job_id))
+            answers = await pipe.execute()
+        return {job_id for job_id, exists in zip(asked, answers, strict=True) if exists}
 
-    async def _wait(self, key: str, after: str, block_ms: int) -> Sequence[Entry]:
-        async with reaching_redis():
-            answer = await self._redis.xread(
-                {key: keys.stream_id(after)}, count=500, block=min(block_ms, LONGEST_WAIT_MS)
-            )
-        streams = cast(Sequence[tuple[str, Sequence[Entry]]], answer or [])
-        return [entry for _, entries in streams for entry in entries]
+
+def _refuse_a_gap(after: str, oldest: LoggedEvent) -> None:
+    """History is trimmed at its old end; whoever read up to before that end must be told."""
+    if oldest.kind != JOB_CREATED and keys.stream_order(after) < keys.stream_order(oldest.id):
+        raise EventsGone(f"events after {after} were dropped; the oldest kept is {oldest.id}")
 
 
 def _event(entry: Entry) -> LoggedEvent:

@@ -34,7 +34,7 @@ from dbserve.errors import (
     StaleRun,
     StoreUnavailable,
 )
-from dbserve.store import JobStore
+from dbserve.store import JobStore, history
 from tests.jobs import small_plan, small_spec
 
 
@@ -238,12 +238,29 @@ async def test_dropped_events_are_said_and_never_skipped(store: JobStore, redis_
     assert len(await store.history.events(job_id)) == 4
 
 
-async def test_waiting_for_events_ends_when_one_arrives(store: JobStore) -> None:
-    job_id = await submit(store)
-    seen = (await store.history.events(job_id))[-1].id
-    waiting = asyncio.create_task(store.history.wait_events(job_id, after=seen, block_ms=4000))
-    await store.request_cancel(job_id)
-    assert [event.kind for event in await waiting][:1] == ["job_cancel_requested"]
+async def test_one_look_tells_what_arrived_to_each_of_several_jobs(store: JobStore) -> None:
+    quiet, moving = await submit(store), await submit(store)
+    seen = {job_id: await store.history.newest_event(job_id) for job_id in (quiet, moving)}
+    await store.request_cancel(moving)
+    arrived = await store.history.arrivals(seen)
+    assert arrived[quiet] == []
+    assert [event.kind for event in arrived[moving]][:1] == ["job_cancel_requested"]
+    assert arrived[moving] == await store.history.events(moving, after=seen[moving])
+
+
+async def test_a_look_leaves_out_jobs_that_were_deleted_or_whose_events_were_dropped(
+    store: JobStore, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "EVENTS_KEPT", 3)
+    deleted, trimmed, whole = await submit(store), await submit(store), await submit(store)
+    seen = {job_id: await store.history.newest_event(job_id) for job_id in (deleted, trimmed, whole)}
+    await store.request_cancel(deleted)
+    await store.delete_job(deleted)
+    await finish(store, trimmed)
+    redis = Redis.from_url(redis_url)
+    await redis.xtrim(f"dbserve:job:{trimmed}:events", maxlen=3, approximate=False)
+    await redis.aclose()
+    assert await store.history.arrivals(seen) == {whole: []}
 
 
 async def test_logs_are_kept_by_task_and_attempt(store: JobStore) -> None:
