@@ -1,74 +1,74 @@
-"""Pulse: what a working attempt says of itself once a second, and how it learns that it no longer counts."""
+"""Pulse: what a working attempt says of itself once a second, and how it learns whether it may go on."""
 
 import asyncio
-import contextlib
 import logging
-import os
 import threading
 import time
-import traceback
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
-from dbserve.contracts.plan import TaskPlan
-from dbserve.contracts.status import MemoryBytes, Progress, Run, TaskState
+from dbserve.contracts.status import HELD, STOPPING, MemoryBytes, Progress, Run, Task
 from dbserve.errors import JobNotFound, StoreUnavailable
 from dbserve.store import JobStore
-from workers.trainer import StepReport
+from workers.lease import Lease
+from workers.logs import LogBuffer
+
+if TYPE_CHECKING:
+    from workers.trainer import StepReport  # torch comes with it
 
 T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 1.0
-LEASE_SECONDS = 60.0  # how long an attempt that cannot reach the store still hopes to count
+ABANDON_SECONDS = 600.0  # how long an attempt waits for a store that is away
+LOOK_SECONDS = 1.0  # how often one that waits looks at its lease
 RATE_SECONDS = 5.0  # samples_per_second is taken over at least this long
 
 log = logging.getLogger("dbserve.worker")
 
 
-class LogBuffer(logging.Handler):
-    """Keeps what the worker says until the next heartbeat ships it to the store."""
+class Order(StrEnum):
+    """What an attempt is to do at a step boundary."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self._lines: list[tuple[float, str, str]] = []
+    GO = "go"
+    SAVE_AND_STOP = "save_and_stop"  # a last checkpoint, then Interrupted
+    GIVEN_UP = "given_up"  # it counts no more: nothing it wrote would be taken
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            message = record.getMessage()
-        except (TypeError, ValueError):  # a line whose arguments do not fit it must not end the training
-            message = str(record.msg)
-        if record.exc_info:
-            message += "\n" + "".join(traceback.format_exception(*record.exc_info))
-        self._lines.append((record.created, record.levelname.lower(), message))
 
-    async def ship(self, store: JobStore, run: Run) -> None:
-        """Sends what has gathered; keeps it when the store is away."""
-        with self.lock or contextlib.nullcontext():
-            lines, self._lines = self._lines, []
-        if not lines:
-            return
-        try:
-            await store.history.append_logs(run, lines)
-        except BaseException:  # also when cancelled on the way: rather twice than never
-            with self.lock or contextlib.nullcontext():
-                self._lines = lines + self._lines
-            raise
+def order_of(run: Run, task: Task) -> Order:
+    """What the task as the store has it means for the attempt `run`."""
+    if task.run != run:
+        return Order.GIVEN_UP
+    if task.state in STOPPING:
+        return Order.SAVE_AND_STOP
+    return Order.GO if task.state in HELD else Order.GIVEN_UP
 
 
 class Pulse:
-    """Beats in the event loop while the training thread calls `note`; neither waits for the other."""
+    """Beats in the event loop while the training thread calls `note` and `order`.
 
-    def __init__(self, store: JobStore, run: Run, task: TaskPlan, batch_size: int, logs: LogBuffer) -> None:
-        self.given_up = threading.Event()  # set: this attempt counts no more; the training stops at its next step
+    The heartbeat never waits for the training. The training waits for the heartbeat where the lease is over: what the
+    store has not confirmed for so long may have been given to another.
+    """
+
+    def __init__(
+        self, store: JobStore, run: Run, *, steps: int, batch_size: int, lease: Lease, logs: LogBuffer
+    ) -> None:
+        self.beats = 0  # heartbeats tried
+        self.preempted = False  # SIGTERM came: the machine is wanted
         self._store = store
         self._run = run
-        self._task = task
+        self._steps = steps
         self._batch_size = batch_size
+        self._lease = lease
         self._logs = logs
-        self._parent = os.getppid()
+        self._answer = Order.GO
+        self._changed = threading.Condition()  # guards the answer, the lease and `preempted`
+        self._stopping = asyncio.Event()
         self._report: StepReport | None = None
+        self._trials = 0
         self._memory = MemoryBytes()
         self._data_wait = 0.0
         self._last_step_at: float | None = None
@@ -76,7 +76,12 @@ class Pulse:
         self._mark: tuple[float, int] | None = None  # (monotonic seconds, step) the rate is counted from
         self._process = psutil.Process()
 
-    def note(self, report: StepReport) -> None:
+    @property
+    def step(self) -> int:
+        """The last step that was noted; 0 before the first."""
+        return self._report.step if self._report else 0
+
+    def note(self, report: "StepReport") -> None:
         """Takes in one step. Called by the training thread."""
         now = time.monotonic()
         self._report = report
@@ -92,42 +97,86 @@ class Pulse:
         if now - since >= RATE_SECONDS:
             self._mark = (now, report.step)
 
+    def trial_done(self) -> None:
+        """One learning rate of a scan was tried. No step, but progress. Called by the training thread."""
+        self._trials += 1
+
+    def order(self) -> Order:
+        """What to do at this step boundary. Called by the training thread.
+
+        Returns only under a lease that holds, or when the attempt is over: waits for the store where it must.
+        """
+        with self._changed:
+            waiting_since: float | None = None
+            while self._answer is not Order.GIVEN_UP and self._lease.over:
+                if waiting_since is None:
+                    waiting_since = self._lease.now()
+                    log.warning("paused: the store has not been heard of for %.0f s", self._lease.silence)
+                if self._lease.now() - waiting_since >= ABANDON_SECONDS:
+                    log.error("given up: the store has been away for %.0f s", ABANDON_SECONDS)
+                    self._answer = Order.GIVEN_UP
+                    break
+                self._changed.wait(LOOK_SECONDS)
+            if self._answer is Order.GIVEN_UP:
+                return Order.GIVEN_UP
+            if waiting_since is not None:
+                log.info("the store was heard of again after %.0f s", self._lease.now() - waiting_since)
+            return Order.SAVE_AND_STOP if self.preempted else self._answer
+
+    def preempt(self) -> None:
+        """Saves and stops at the next step boundary. Called in the event loop, on SIGTERM."""
+        with self._changed:
+            self.preempted = True
+        self._stopping.set()
+
+    async def cut_short(self) -> None:
+        """Returns when the attempt is to end and no training thread will see to it: before its first step, or where
+        nothing is trained."""
+        await self._stopping.wait()
+        if self._report is not None:
+            await asyncio.Event().wait()
+
     async def beat(self) -> None:
-        """Beats until cancelled. Ends the process when its raylet is gone: nobody else would ever stop it."""
-        last_seen = time.monotonic()
+        """Beats until cancelled, whatever happens: the lease says how long that may be in vain."""
         while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            if os.getppid() != self._parent:
-                os._exit(1)
+            self.beats += 1
             try:
                 await self.tell()
                 await self._logs.ship(self._store, self._run)
-                last_seen = time.monotonic()
-            except StoreUnavailable as away:
-                if time.monotonic() - last_seen > LEASE_SECONDS:
-                    log.warning("stopping: the store has been away for %.0f s (%s)", LEASE_SECONDS, away)
-                    self.given_up.set()
-            except JobNotFound:
-                self.given_up.set()
+            except StoreUnavailable:
+                pass
+            except Exception:
+                log.exception("a heartbeat failed")
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def tell(self) -> None:
-        """One heartbeat. The answer says whether this attempt still counts."""
-        current = await self._store.record_progress(self._progress())
-        if current.run != self._run or current.state is not TaskState.RUNNING:
-            self.given_up.set()
+        """One heartbeat. The answer says whether this attempt still counts. Raises StoreUnavailable."""
+        sent_at = self._lease.now()
+        try:
+            order = order_of(self._run, await self._store.record_progress(self._progress()))
+        except JobNotFound:
+            order = Order.GIVEN_UP
+        with self._changed:
+            self._lease.renew(sent_at)
+            if self._answer is not Order.GIVEN_UP:
+                self._answer = order
+            self._changed.notify_all()
+        if order is not Order.GO:
+            self._stopping.set()
 
     def _progress(self) -> Progress:
         report = self._report
         return Progress(
             run=self._run,
-            step=report.step if report else 0,
-            total=self._task.steps,
+            step=self.step,
+            total=self._steps,
+            trials=self._trials,
             heartbeat_at=time.time(),
             last_step_at=self._last_step_at,
             loss=report.loss if report else None,
             grad_norm=report.grad_norm if report else None,
             learning_rate=report.learning_rate if report else None,
-            samples_total=report.step * self._batch_size if report else 0,
+            samples_total=self.step * self._batch_size,
             samples_per_second=self._rate,
             data_wait_seconds_total=self._data_wait,
             memory=self._memory.model_copy(update={"host": self._process.memory_info().rss}),
@@ -135,11 +184,12 @@ class Pulse:
 
 
 async def patiently(write: Callable[[], Awaitable[T]]) -> T:
-    """Repeats a write while the store is away, as long as the attempt may hope to count. Raises StoreUnavailable."""
-    deadline = time.monotonic() + LEASE_SECONDS
+    """Repeats a write while the store is away, as long as it may come back. Raises StoreUnavailable."""
+    deadline = time.monotonic() + ABANDON_SECONDS
     while True:
-        with contextlib.suppress(StoreUnavailable):
+        try:
             return await write()
-        if time.monotonic() > deadline:
-            return await write()
+        except StoreUnavailable:
+            if time.monotonic() > deadline:
+                raise
         await asyncio.sleep(HEARTBEAT_SECONDS)

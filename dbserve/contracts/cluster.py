@@ -1,6 +1,15 @@
-"""What a cluster has and what a task holds of it."""
+"""What a cluster has, what a task holds of it, and whether a worker is still there."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Presence(StrEnum):
+    """Of a worker's process, and of the GPU memory it held: "dead" in a cluster's books is not "gone"."""
+
+    PRESENT = "present"
+    GONE = "gone"
+    UNKNOWN = "unknown"  # its node is lost, or does not answer
 
 
 @dataclass(frozen=True)
