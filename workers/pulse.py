@@ -37,6 +37,10 @@ class Order(StrEnum):
     GIVEN_UP = "given_up"  # it counts no more: nothing it wrote would be taken
 
 
+class Interrupted(Exception):
+    """The training has saved a last checkpoint, as it was ordered to, and stopped. Says at which step."""
+
+
 def order_of(run: Run, task: Task) -> Order:
     """What the task as the store has it means for the attempt `run`."""
     if task.run != run:
