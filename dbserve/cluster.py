@@ -5,21 +5,24 @@
 
 import contextlib
 import logging
-import os
-import signal
 import socket
-from pathlib import Path
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import ray
 import ray.exceptions
 from ray.util import list_named_actors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dbserve.contracts.cluster import Capacity, Resources
-from dbserve.contracts.status import Run
+from dbserve.contracts.cluster import Capacity, Presence, Resources
+from dbserve.contracts.status import Reason, Run, Task
 from dbserve.errors import ClusterUnavailable
 from dbserve.settings import Settings
 from workers.actor import BlockActor, WorkerConfig
+from workers.presence import end, look
+
+LOOK_SECONDS = 2.0  # for another node to say what it sees; later it is asked again
+REMEMBERED_WORKERS = 4096  # whose death may still be explained
 
 
 class RayCluster:
@@ -28,6 +31,10 @@ class RayCluster:
     def __init__(self, identity: str, config: WorkerConfig) -> None:
         self.identity = identity
         self._config = config
+        self._works: dict[
+            Run, Any
+        ] = {}  # what Ray promised of work(); it never ends well, since the process ends first
+        self._looks: dict[Run, Any] = {}  # what other nodes have been asked and have not answered
 
     @classmethod
     def connect(cls, settings: Settings, deployment: str) -> Self:
@@ -46,7 +53,12 @@ class RayCluster:
         except Exception as error:  # ray raises ConnectionError, RuntimeError, ValueError and its own, by mood
             raise ClusterUnavailable(f"no Ray cluster at {settings.ray_address}: {error}") from error
         identity = ray.get_runtime_context().worker.node.session_name
-        config = WorkerConfig(redis_url=settings.redis_url, artifacts=settings.artifacts, cache_dir=settings.cache_dir)
+        config = WorkerConfig(
+            redis_url=settings.redis_url,
+            artifacts=settings.artifacts,
+            cache_dir=settings.cache_dir,
+            lease_seconds=settings.lease_seconds,
+        )
         return cls(identity, config)
 
     def disconnect(self) -> None:
@@ -74,26 +86,86 @@ class RayCluster:
                 num_cpus=round(resources.cpus, 4),  # finer ones Ray refuses
                 num_gpus=round(resources.gpus, 4),
             ).remote(run.model_dump_json(), self._config, resources.cpus, resources.gpus)
-            actor.work.remote()
+            self._works[run] = actor.work.remote()
+        _forget_the_oldest(self._works)
 
-    def stop(self, run: Run, *, node: str | None, pid: int | None) -> None:
-        """Kills the actor, and its process where it outlives the actor on this machine."""
+    def stop(self, run: Run, *, task: Task | None) -> None:
+        """Kills the actor, and its process where it outlives the actor, on whatever node that can be reached."""
         with _reaching_ray(), contextlib.suppress(ValueError):  # ValueError: no such actor any more
             ray.kill(ray.get_actor(_name(run)), no_restart=True)
-        if pid is not None and self.process_exists(node=node, pid=pid):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        if task is None or task.pid is None:
+            return
+        if task.node == socket.gethostname():
+            end(task.pid, task.born)
+        elif task.node_id is not None and self._node_lives(task.node_id):
+            _on_node(task.node_id, end).remote(task.pid, task.born)
 
-    def process_exists(self, *, node: str | None, pid: int | None) -> bool:
-        """Whether a worker's process is still there. Only this machine can be looked at; others are Ray's word."""
-        if node != socket.gethostname() or pid is None:
-            return False
+    def presence(self, task: Task) -> Presence:
+        """Whether the worker of `task` still has its process, and the GPU it held. Takes LOOK_SECONDS at most.
+
+        UNKNOWN: its node is dead in Ray's books, which the process may survive, or has not answered yet.
+        """
+        if task.pid is None:
+            return Presence.PRESENT if task.run in self.alive() else Presence.GONE
+        gpu = task.gpu is not None
+        if task.node == socket.gethostname():
+            return look(task.pid, task.born, gpu=gpu)
+        if task.node_id is None or not self._node_lives(task.node_id):
+            self._looks.pop(task.run, None)
+            return Presence.UNKNOWN
+        seconds = 0.01 if task.run in self._looks else LOOK_SECONDS
+        if task.run not in self._looks:
+            self._looks[task.run] = _on_node(task.node_id, look).remote(task.pid, task.born, gpu=gpu)
+            _forget_the_oldest(self._looks)
         try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return False
-        return command.startswith(b"ray::") and state != "Z"
+            with _reaching_ray():
+                answer = ray.get(self._looks[task.run], timeout=seconds)
+        except ray.exceptions.GetTimeoutError:
+            return Presence.UNKNOWN  # the same question stands
+        except ray.exceptions.RayError:
+            answer = Presence.UNKNOWN
+        del self._looks[task.run]
+        return Presence(answer)
+
+    def cause_of_death(self, run: Run) -> tuple[Reason, str] | None:
+        """What Ray knows of the end of a worker that this driver launched. None: nothing that would explain it.
+
+        Never blocks.
+        """
+        work = self._works.get(run)
+        if work is None or not ray.wait([work], timeout=0)[0]:
+            return None
+        try:
+            ray.get(work, timeout=1.0)
+        except ray.exceptions.RayError as error:
+            return explained(error)
+        return None
+
+    def _node_lives(self, node_id: str) -> bool:
+        with _reaching_ray():
+            return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
+def explained(error: Exception) -> tuple[Reason, str] | None:
+    """What Ray's error says of a worker's death, where it says more than that the worker is dead."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return Reason.HOST_OOM, next(filter(None, lines), "Ray's memory monitor killed the worker")
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        said = next((line for line in lines if "node has died" in line), None)
+        return None if said is None else (Reason.WORKER_LOST, said)
+    return None
+
+
+def _on_node(node_id: str, what: Callable[..., Any]) -> Any:
+    """`what` as a task that runs on that node and no other, whatever is free there."""
+    pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0)(what).options(scheduling_strategy=pinned)
+
+
+def _forget_the_oldest(remembered: dict[Run, Any]) -> None:
+    while len(remembered) > REMEMBERED_WORKERS:
+        del remembered[next(iter(remembered))]
 
 
 def _name(run: Run) -> str:

@@ -7,37 +7,30 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
 import ray
 
-from dbserve.artefacts import model_directory
+from dbserve.artefacts import model_directory, open_artefacts
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import TRAINED, JobPlan, TaskKind
 from dbserve.contracts.snapshot import ModelRecord
 from dbserve.contracts.status import CheckpointRef, Crashed, Finished, Reason, Run, Started, Task, TaskState
-from dbserve.errors import (
-    CheckpointInvalid,
-    ConfigInvalid,
-    ContractMismatch,
-    DataInvalid,
-    IllegalTransition,
-    JobNotFound,
-    NonfiniteLoss,
-    StaleRun,
-    StorageError,
-    StoreUnavailable,
-    WorkerLost,
-)
+from dbserve.errors import CheckpointInvalid, IllegalTransition, JobNotFound, StaleRun, StoreUnavailable
+from dbserve.failpoints import failpoint
 from dbserve.lifecycle import backoff_seconds
 from dbserve.store import JobStore
-
-if TYPE_CHECKING:
-    from workers.pulse import LogBuffer
+from workers.blame import one_line, reason_of
+from workers.lease import Lease
+from workers.logs import LogBuffer
+from workers.presence import birth
+from workers.pulse import Interrupted, Pulse, patiently
+from workers.watchdog import end_when_wedged, end_with_parent
 
 log = logging.getLogger("dbserve.worker")
 
@@ -47,8 +40,9 @@ class WorkerConfig:
     """What every worker of a cluster is told."""
 
     redis_url: str
-    artifacts: Path
+    artifacts: str  # a directory that every node sees, or a URI
     cache_dir: Path
+    lease_seconds: float = 15.0
 
 
 class BlockWorker:
@@ -60,91 +54,124 @@ class BlockWorker:
         self._cpus = cpus
         self._gpus = gpus
         self._store = JobStore.from_url(config.redis_url)
+        self._artefacts = open_artefacts(config.artifacts)
+        self._logs = LogBuffer()
 
     async def work(self) -> None:
-        """Everything, errors included. Returns when the attempt is over, for better or worse."""
-        from workers.pulse import LogBuffer, Pulse, patiently  # late: torch comes with it
+        """Everything, errors included. Returns when the attempt is over, for better or worse.
 
-        run, store = self._run, self._store
-        logs = LogBuffer()
-        logging.getLogger().addHandler(logs)
+        Runs in the process's main thread, which is where a signal can be met. Ends the process, rather than return,
+        where a thread is at work that cannot be interrupted.
+        """
+        logging.getLogger().addHandler(self._logs)
         logging.getLogger().setLevel(logging.INFO)
-        heart: asyncio.Task[None] | None = None
         spec: JobSpec | None = None
         try:
-            spec = await patiently(lambda: store.spec(run.job_id))
-            plan = await patiently(lambda: store.plan(run.job_id))
-            started = Started(
-                run=run, at=time.time(), node=socket.gethostname(), pid=os.getpid(), gpu=_gpu_ids(self._gpus)
-            )
-            task = await patiently(lambda: store.apply(started))
-            log.info("attempt %d of %s begins", run.attempt, run.task)
-            node = plan.task(run.task)
-            pulse = Pulse(store, run, node, spec.training.batch_size * node.workers, logs)
-            heart = asyncio.create_task(pulse.beat())
-            match task.kind:
-                case kind if kind in TRAINED:
-                    await self._train(spec, plan, task, pulse)
-                    await patiently(pulse.tell)
-                case TaskKind.ASSEMBLY:
-                    await self._assemble(spec, plan)
-                case _:
-                    await self._evaluate(spec, plan)
-            log.info("%s has finished", run.task)
-            await self._ship(logs)  # now: whoever has finished may be stopped at any moment
-            await patiently(lambda: store.apply(Finished(run=run, at=time.time())))
+            spec = await patiently(lambda: self._store.spec(self._run.job_id))
+            plan = await patiently(lambda: self._store.plan(self._run.job_id))
+            await self._attempt(spec, plan)
         except (StaleRun, IllegalTransition, JobNotFound) as fenced:
             log.warning("stopped: %s", fenced)
+        except StoreUnavailable as away:
+            log.error("stopped: %s", away)  # nobody can be told
+        except Interrupted as interrupted:
+            log.info("stopped: %s", interrupted)
         except Exception as error:
-            log.exception("%s failed", run.task)
-            await self._ship(logs)
+            log.exception("%s failed", self._run.task)
             await self._confess(spec, error)
         finally:
-            if heart is not None:
-                heart.cancel()
-                await asyncio.gather(heart, return_exceptions=True)
-            await self._ship(logs)
-            logging.getLogger().removeHandler(logs)
-            await store.aclose()
+            await self._ship()
+            logging.getLogger().removeHandler(self._logs)
+            await self._store.aclose()
 
-    async def _train(self, spec: JobSpec, plan: JobPlan, task: Task, pulse) -> None:
-        from workers.attempt import TrainingAttempt, prepare_process
-        from workers.data import open_dataset
+    async def _attempt(self, spec: JobSpec, plan: JobPlan) -> None:
+        """From Started to Finished, under a pulse."""
+        run, node = self._run, plan.task(self._run.task)
+        lease = Lease(self._config.lease_seconds)
+        batch_size = spec.training.batch_size * node.workers
+        pulse = Pulse(self._store, run, steps=node.steps, batch_size=batch_size, lease=lease, logs=self._logs)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, pulse.preempt)
+        end_when_wedged(lambda: pulse.beats, lease)
+        task = await patiently(lambda: self._store.apply(self._started()))
+        failpoint("actor.started")
+        log.info("attempt %d of %s begins", run.attempt, run.task)
+        working = asyncio.create_task(self._work_at(task, spec, plan, pulse))
+        cut_short = asyncio.create_task(pulse.cut_short())
+        heart = asyncio.create_task(pulse.beat())
+        try:
+            await asyncio.wait({working, cut_short}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                await self._end_at_once(pulse, task)
+            await working
+        except Interrupted:
+            if pulse.preempted:
+                await self._tell_preempted(f"SIGTERM: a last checkpoint at step {pulse.step}")
+            raise
+        finally:
+            for other in (cut_short, heart):
+                other.cancel()
+            await asyncio.gather(cut_short, heart, return_exceptions=True)
 
+    async def _work_at(self, task: Task, spec: JobSpec, plan: JobPlan, pulse: Pulse) -> None:
+        match task.kind:
+            case kind if kind in TRAINED:
+                await self._train(spec, plan, task, pulse)
+                await patiently(pulse.tell)
+            case TaskKind.ASSEMBLY:
+                await self._assemble(spec, plan)
+                failpoint("assembly.files")
+            case _:
+                await self._evaluate(spec, plan)
+                failpoint("evaluation.report")
+        log.info("%s has finished", self._run.task)
+        await self._ship()  # now: whoever has finished may be stopped at any moment
+        await patiently(lambda: self._store.apply(Finished(run=self._run)))
+
+    def _started(self) -> Started:
+        pid = os.getpid()
+        return Started(
+            run=self._run,
+            node=socket.gethostname(),
+            node_id=ray.get_runtime_context().get_node_id(),
+            pid=pid,
+            born=birth(pid),
+            gpu=_gpu_ids(self._gpus),
+        )
+
+    async def _train(self, spec: JobSpec, plan: JobPlan, task: Task, pulse: Pulse) -> None:
         loop = asyncio.get_running_loop()
         trunk = await self._trunk(plan)
-        attempt = TrainingAttempt(self._store, self._config.artifacts, spec, plan, task)
 
         def train() -> None:
+            from workers.attempt import TrainingAttempt, prepare_process  # here: torch takes seconds to come
+            from workers.data import open_dataset
+
             prepare_process(self._cpus)
             data = open_dataset(plan.data, spec.data, cache_dir=self._config.cache_dir)
+            attempt = TrainingAttempt(self._store, self._artefacts, spec, plan, task)
             attempt.run(data, pulse, loop, trunk=trunk, device=_device(self._gpus))
 
         await asyncio.to_thread(train)
 
     async def _trunk(self, plan: JobPlan) -> CheckpointRef | None:
         """The trunk's final checkpoint, if the task starts from its copy."""
-        for need in plan.task(self._run.task).needs:
-            if plan.task(need).kind is TaskKind.TRUNK:
-                return _final(await self._store.task(self._run.job_id, need))
-        return None
+        trunks = [need for need in plan.task(self._run.task).needs if plan.task(need).kind is TaskKind.TRUNK]
+        if not trunks:
+            return None
+        return _final(await patiently(lambda: self._store.task(self._run.job_id, trunks[0])))
 
     async def _assemble(self, spec: JobSpec, plan: JobPlan) -> None:
-        from workers.assemble import assemble
-        from workers.pulse import patiently
-
-        tasks = (await self._store.snapshot(self._run.job_id)).tasks
+        tasks = (await patiently(lambda: self._store.snapshot(self._run.job_id))).tasks
         finals = {task.index: _final(task) for task in tasks.values() if task.kind is TaskKind.BLOCK}
         model_id = self._run.job_id
         relative = model_directory(model_id)
-        manifest = await asyncio.to_thread(
-            assemble,
-            plan,
-            {index: self._config.artifacts / ref.path for index, ref in finals.items()},
-            self._config.artifacts / relative,
-            job_id=self._run.job_id,
-            lineage=finals,
-        )
+
+        def assembled():
+            from workers.assemble import assemble
+
+            return assemble(plan, self._artefacts, finals, relative, job_id=self._run.job_id)
+
+        manifest = await asyncio.to_thread(assembled)
         model = ModelRecord(
             id=model_id,
             job_id=self._run.job_id,
@@ -158,67 +185,87 @@ class BlockWorker:
         await patiently(lambda: self._store.results.save_model(self._run, model))
 
     async def _evaluate(self, spec: JobSpec, plan: JobPlan) -> None:
-        from workers.attempt import prepare_process
-        from workers.data import open_dataset
-        from workers.evaluate import evaluate
-        from workers.pulse import patiently
-
-        tasks = (await self._store.snapshot(self._run.job_id)).tasks
+        tasks = (await patiently(lambda: self._store.snapshot(self._run.job_id))).tasks
         trained = [task for task in tasks.values() if task.kind in TRAINED]
-        succeeded = [task for task in trained if task.state is TaskState.SUCCEEDED]
+        job_id = self._run.job_id
 
         def examine():
+            from workers.attempt import prepare_process
+            from workers.data import open_dataset
+            from workers.evaluate import evaluate
+
             prepare_process(self._cpus)
-            return evaluate(
-                spec,
-                plan,
-                open_dataset(plan.data, spec.data, cache_dir=self._config.cache_dir),
-                self._config.artifacts / model_directory(self._run.job_id),
-                {task.run.task: self._config.artifacts / _final(task).path for task in succeeded},
-                trained,
-                job_id=self._run.job_id,
-                model_id=self._run.job_id,
-                device=_device(self._gpus),
-            )
+            data = open_dataset(plan.data, spec.data, cache_dir=self._config.cache_dir)
+            with contextlib.ExitStack() as fetched:
+                model = fetched.enter_context(self._artefacts.fetch(model_directory(job_id)))
+                finals = {
+                    task.run.task: fetched.enter_context(self._artefacts.fetch(_final(task).path))
+                    for task in trained
+                    if task.state is TaskState.SUCCEEDED
+                }
+                device = _device(self._gpus)
+                return evaluate(spec, plan, data, model, finals, trained, job_id=job_id, model_id=job_id, device=device)
 
         report = await asyncio.to_thread(examine)
         await patiently(lambda: self._store.results.save_report(self._run, report))
 
-    async def _ship(self, logs: "LogBuffer") -> None:
-        with contextlib.suppress(StoreUnavailable):
-            await logs.ship(self._store, self._run)
+    async def _end_at_once(self, pulse: Pulse, task: Task) -> NoReturn:
+        """For a thread that cannot be interrupted, and that will ask for no orders before long."""
+        if pulse.preempted:
+            when = "before the first step" if task.kind in TRAINED else f"during the {task.kind}"
+            await self._tell_preempted(f"SIGTERM {when}")
+        log.info("stopped: %s ends at once", self._run)
+        await self._ship()
+        os._exit(0)
+
+    async def _tell_preempted(self, message: str) -> None:
+        await self._ship()
+        crashed = Crashed(run=self._run, reason=Reason.PREEMPTED, message=message)
+        await self._told(crashed)
 
     async def _confess(self, spec: JobSpec | None, error: Exception) -> None:
         """Tells the store why the attempt ended; whether there is another one is not for the worker to say."""
-        retry_at = time.time()
-        with contextlib.suppress(StaleRun, IllegalTransition, JobNotFound, StoreUnavailable):
+        await self._ship()
+        wait = 0.0
+        with contextlib.suppress(JobNotFound, StoreUnavailable):
             if spec is not None:
-                task = await self._store.task(self._run.job_id, self._run.task)
-                retry_at += backoff_seconds(spec.retry, sum(task.restarts.values()) + 1)
-            await self._store.apply(
-                Crashed(
-                    run=self._run, at=time.time(), reason=_reason(error), message=_one_line(error), retry_at=retry_at
-                )
-            )
+                task = await patiently(lambda: self._store.task(self._run.job_id, self._run.task))
+                wait = backoff_seconds(spec.retry, task.crashes + 1)
+        crashed = Crashed(run=self._run, reason=reason_of(error), message=one_line(error), retry_after=wait)
+        await self._told(crashed)
+
+    async def _told(self, crashed: Crashed) -> None:
+        """Where the attempt still counts, and a store can be told."""
+        with contextlib.suppress(StaleRun, IllegalTransition, JobNotFound, StoreUnavailable):
+            await patiently(lambda: self._store.apply(crashed))
+
+    async def _ship(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await self._logs.ship(self._store, self._run)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)  # the reconciler retries, and nobody else
 class BlockActor:
-    """A BlockWorker in a process of its own, which ends with it."""
+    """A BlockWorker in a process of its own, which ends with it.
+
+    Its method is a plain one: Ray runs those in the main thread, where alone SIGTERM can be met.
+    """
 
     def __init__(self, run: str, config: WorkerConfig, cpus: float, gpus: float) -> None:
         self._arguments = (Run.model_validate_json(run), config, cpus, gpus)
-        self._asked = False
 
-    async def work(self) -> None:
-        """Asked again, by a reconciler that cannot know whether the first asking arrived, it just goes on."""
-        if self._asked:
-            return
-        self._asked = True
+    def work(self) -> None:
+        """Asked again, by a reconciler that cannot know whether the first asking arrived, it just goes on: the second
+        call waits behind the first, at whose end the process is gone."""
+        end_with_parent()
         try:
-            await BlockWorker(*self._arguments).work()
+            asyncio.run(_work(*self._arguments))
         finally:  # a worker that stayed would look as if it worked
             ray.actor.exit_actor()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+async def _work(run: Run, config: WorkerConfig, cpus: float, gpus: float) -> None:
+    await BlockWorker(run, config, cpus, gpus).work()
 
 
 def _final(task: Task) -> CheckpointRef:
@@ -226,29 +273,6 @@ def _final(task: Task) -> CheckpointRef:
     if not task.checkpoints:
         raise CheckpointInvalid(f"{task.run.task} succeeded without a checkpoint")
     return task.checkpoints[-1]
-
-
-def _reason(error: Exception) -> Reason:
-    kinds: tuple[tuple[type[Exception], Reason], ...] = (
-        (DataInvalid, Reason.DATA_ERROR),
-        (ConfigInvalid, Reason.CONFIG_INVALID),
-        (NonfiniteLoss, Reason.NONFINITE_LOSS),
-        (ContractMismatch, Reason.VERSION_MISMATCH),
-        (CheckpointInvalid, Reason.CHECKPOINT_INVALID),
-        (StorageError, Reason.STORAGE_ERROR),
-        (StoreUnavailable, Reason.WORKER_LOST),
-        (WorkerLost, Reason.WORKER_LOST),
-        (MemoryError, Reason.HOST_OOM),
-    )
-    for kind, reason in kinds:
-        if isinstance(error, kind):
-            return reason
-    return Reason.GPU_OOM if type(error).__name__ == "OutOfMemoryError" else Reason.WORKER_ERROR
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _gpu_ids(gpus: float) -> str | None:
