@@ -123,7 +123,7 @@ def api(
     host: Host = None,
     port: Port = None,
     redis_url: Annotated[str | None, typer.Option(envvar="DBSERVE_REDIS_URL")] = None,
-    artifacts: Annotated[Path | None, typer.Option(envvar="DBSERVE_ARTIFACTS")] = None,
+    artifacts: Annotated[str | None, typer.Option(envvar="DBSERVE_ARTIFACTS")] = None,
     api_key: ApiKey = None,
 ) -> None:
     """Serve the REST API in this process."""
@@ -138,7 +138,7 @@ def api(
 def reconcile(
     redis_url: Annotated[str | None, typer.Option(envvar="DBSERVE_REDIS_URL")] = None,
     ray_address: Annotated[str | None, typer.Option(envvar="DBSERVE_RAY_ADDRESS")] = None,
-    artifacts: Annotated[Path | None, typer.Option(envvar="DBSERVE_ARTIFACTS")] = None,
+    artifacts: Annotated[str | None, typer.Option(envvar="DBSERVE_ARTIFACTS")] = None,
 ) -> None:
     """Make the Ray cluster run what the store wants. One acts at a time; others stand by."""
     from dbserve.reconciler import run_reconciler

@@ -10,6 +10,7 @@ from dbserve.errors import ConfigInvalid
 
 if TYPE_CHECKING:
     from dbserve.contracts.status import JobStatus
+    from dbserve.contracts.views import JobView
 
 commands = typer.Typer()
 
@@ -141,16 +142,70 @@ def logs(
 
 
 @commands.command(rich_help_panel=JOBS)
-def cancel(job: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Ask for the end of a job."""
-    from dbserve.cli_print import print_json
+def cancel(
+    job: JobId,
+    force: Annotated[bool, typer.Option("--force", help="Kill the workers at once: no last checkpoints.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for the end of a job. Its workers save a last checkpoint first."""
+    with connected(url, api_key) as client:
+        _say(client.cancel(job, force=force), as_json=as_json)
+
+
+@commands.command(rich_help_panel=JOBS)
+def pause(job: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Let a job's workers save a last checkpoint and make room, until it is resumed."""
+    with connected(url, api_key) as client:
+        _say(client.pause(job), as_json=as_json)
+
+
+@commands.command(rich_help_panel=JOBS)
+def resume(job: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Let a paused job go on where it was."""
+    with connected(url, api_key) as client:
+        _say(client.resume(job), as_json=as_json)
+
+
+@commands.command(rich_help_panel=JOBS)
+def retry(
+    job: JobId,
+    block: Annotated[int | None, typer.Option(min=0, help="This block only, and what was abandoned with it.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try again what failed or was cancelled, from its last checkpoints; what waits for its backoff starts at once."""
+    with connected(url, api_key) as client:
+        if block is None:
+            _say(client.retry(job), as_json=as_json)
+        else:
+            client.retry_block(job, block)
+            _say(client.job(job), as_json=as_json)
+
+
+@commands.command(rich_help_panel=RESULTS)
+def checkpoints(job: JobId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """The checkpoints that a job's tasks could go on from."""
+    from dbserve.cli_print import print_checkpoints, print_json_page
 
     with connected(url, api_key) as client:
-        found = client.cancel(job)
+        found = client.checkpoints(job)
     if as_json:
-        print_json(found)
+        print_json_page(list(found), has_more=False)
     else:
-        typer.echo(f"{found.id} is {found.status}")
+        print_checkpoints(found)
+
+
+def _say(job: "JobView", *, as_json: bool) -> None:
+    """How a job stands after a wish."""
+    from dbserve.cli_print import print_json
+
+    if as_json:
+        print_json(job)
+    else:
+        typer.echo(f"{job.id} is {job.status}")
 
 
 @commands.command(rich_help_panel=JOBS)

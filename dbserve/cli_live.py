@@ -24,6 +24,8 @@ COLOURS = {
     TaskState.PENDING: "dim",
     TaskState.LAUNCHED: "cyan",
     TaskState.RUNNING: "blue",
+    TaskState.PAUSING: "yellow",
+    TaskState.PAUSED: "dim",
     TaskState.CANCELLING: "yellow",
     TaskState.SUCCEEDED: "green",
     TaskState.FAILED: "red",
@@ -121,7 +123,7 @@ class Teller:
 
 
 def _change(task: TaskView) -> str:
-    attempt = f" (attempt {task.attempt} of {task.max_attempts})" if task.attempt > 1 else ""
+    attempt = f" (attempt {task.attempt})" if task.attempt > 1 else ""
     node = f" on {task.node}" if task.node and task.status is TaskState.RUNNING else ""
     message = f": {task.message}" if task.message else ""
     return f"{task.name} {task.status}{attempt}{node}{message}"

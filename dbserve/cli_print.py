@@ -18,7 +18,16 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import BlockPlan, DataFacts, JobPlan, NetworkPlan, TaskKind, TaskPlan
 from dbserve.contracts.report import Comparison, Quality, Report
 from dbserve.contracts.status import TaskState
-from dbserve.contracts.views import JobSummary, JobView, LogView, ModelSummary, ModelView, Page, TaskView
+from dbserve.contracts.views import (
+    JobSummary,
+    JobView,
+    LogView,
+    ModelSummary,
+    ModelView,
+    Page,
+    TaskCheckpointView,
+    TaskView,
+)
 from dbserve.report.comparison import Note, comparison_table
 from dbserve.report.numbers import byte_size, count, duration, percent, significant
 from dbserve.report.quality import quality_table
@@ -255,14 +264,22 @@ def task_cells(task: TaskView) -> list[str]:
     """name, status, attempt, step, loss, samples/s, memory, time left."""
     return [
         task.name,
-        task.status.value,
-        f"{task.attempt}/{task.max_attempts}" if task.attempt > 1 else "1",
+        ", ".join((task.status.value, *task.conditions)),
+        str(task.attempt),
         f"{task.step}/{task.total}" if task.total else "",
         "" if task.loss is None else f"{task.loss:.4f}",
         "" if task.samples_per_second is None else f"{task.samples_per_second:.0f}",
         "" if task.memory_peak is None else readable(byte_size(task.memory_peak)),
         left(task.eta_seconds if task.status is TaskState.RUNNING else None),
     ]
+
+
+def print_checkpoints(checkpoints: Sequence[TaskCheckpointView]) -> None:
+    table = _table("task", "step", "attempt", "saved", "sha256", "path")
+    for checkpoint in checkpoints:
+        figures = str(checkpoint.step), str(checkpoint.attempt), _time(checkpoint.at)
+        table.add_row(checkpoint.task, *figures, checkpoint.sha256[:12], checkpoint.path)
+    console().print(table if checkpoints else "no checkpoints yet")
 
 
 def print_log_line(line: LogView, *, as_json: bool) -> None:

@@ -6,7 +6,7 @@
             print(event.kind, event.task)
         print(client.report(job.id).quality.chain.accuracy)
 
-Lost connections are tried again where that is safe: every request but `delete` may be sent twice (`submit` carries an
+Lost connections are tried again where that is safe: every request but `delete` and `retry` may be sent twice (`submit` carries an
 Idempotency-Key). What the server refuses is raised as an ApiError with its code and the pointers to the faults.
 """
 
@@ -37,6 +37,7 @@ from dbserve.contracts.views import (
     ModelView,
     Page,
     Problem,
+    TaskCheckpointView,
 )
 from dbserve.download import unpack
 from dbserve.errors import ConfigInvalid, DbserveError, Fault, ServerUnreachable
@@ -74,6 +75,10 @@ class Refused(ApiError):
     """The request is wrong (401, 413, 415, 422)."""
 
 
+class TooMany(ApiError):
+    """This API key has as many unfinished jobs as it may have (429)."""
+
+
 class Unavailable(ApiError):
     """The server lacks something it needs, and asks to be tried again (503)."""
 
@@ -82,6 +87,7 @@ _KINDS: Mapping[int, type[ApiError]] = {
     **dict.fromkeys((404, 410), NotFound),
     409: Conflict,
     **dict.fromkeys((401, 413, 415, 422), Refused),
+    429: TooMany,
     503: Unavailable,
 }
 
@@ -143,8 +149,30 @@ class Client:
     def job(self, job_id: str) -> JobView:
         return self._parsed(JobView, self._request("GET", f"/v1/jobs/{job_id}"))
 
-    def cancel(self, job_id: str) -> JobView:
-        return self._parsed(JobView, self._request("POST", f"/v1/jobs/{job_id}/cancel"))
+    def cancel(self, job_id: str, *, force: bool = False) -> JobView:
+        """Asks for its end. Workers save a last checkpoint first; with `force` they are killed at once."""
+        params = {"force": True} if force else {}
+        return self._parsed(JobView, self._request("POST", f"/v1/jobs/{job_id}/cancel", params=params))
+
+    def pause(self, job_id: str) -> JobView:
+        """Its workers save a last checkpoint and make room, until it is resumed."""
+        return self._parsed(JobView, self._request("POST", f"/v1/jobs/{job_id}/pause"))
+
+    def resume(self, job_id: str) -> JobView:
+        return self._parsed(JobView, self._request("POST", f"/v1/jobs/{job_id}/resume"))
+
+    def retry(self, job_id: str) -> JobView:
+        """Another try for what failed or was cancelled. Not repeated by itself: the second answer would be 409."""
+        return self._parsed(JobView, self._request("POST", f"/v1/jobs/{job_id}/retry", attempts=1))
+
+    def retry_block(self, job_id: str, block: int) -> BlockView:
+        """The same for one block, and for what was abandoned because of it."""
+        return self._parsed(BlockView, self._request("POST", f"/v1/jobs/{job_id}/blocks/{block}/retry", attempts=1))
+
+    def checkpoints(self, job_id: str) -> tuple[TaskCheckpointView, ...]:
+        """The committed checkpoints that the job's tasks could go on from."""
+        found = self._request("GET", f"/v1/jobs/{job_id}/checkpoints")
+        return self._parsed(Page[TaskCheckpointView], found).data
 
     def delete(self, job_id: str) -> None:
         """Forgets a job that has ended. Not tried again by itself: the second answer would be 404."""
@@ -180,7 +208,7 @@ class Client:
 
         Raises NotFound with code events_gone when events in between were dropped.
         """
-        for message in self._stream(f"/v1/jobs/{job_id}/events", {}, after, last="job_finished"):
+        for message in self._stream(f"/v1/jobs/{job_id}/events", {}, after, last=None):
             yield EventView.model_validate_json(message.data)
 
     def logs(
@@ -258,8 +286,8 @@ class Client:
                 return response
         raise AssertionError("unreachable")
 
-    def _stream(self, path: str, params: Mapping[str, Any], after: str | None, *, last: str) -> Iterator[Message]:
-        """Messages until the one named `last`; a lost or silent stream is taken up again after the last id seen."""
+    def _stream(self, path: str, params: Mapping[str, Any], after: str | None, *, last: str | None) -> Iterator[Message]:
+        """Messages until the one named `last`, or until the server says that nothing follows (204); a lost or silent stream is taken up again after the last id seen."""
         heard = time.monotonic()
         while True:
             headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}

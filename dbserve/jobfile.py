@@ -1,7 +1,6 @@
 """A job as text becomes a JobSpec, or a SpecInvalid that points at every fault."""
 
 import difflib
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,12 +38,6 @@ def read_job(text: bytes, *, form: Format, directory: Path) -> JobSpec:
             "data": spec.data.model_copy(update=uris),
         }
     )
-
-
-def digest(spec: JobSpec) -> str:
-    """sha256 of the canonical JSON, in hex: the same for JSON and YAML, and whether or not defaults are written out."""
-    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _anchored(uri: str | None, directory: Path) -> str | None:

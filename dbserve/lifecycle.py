@@ -47,6 +47,7 @@ def new_tasks(job_id: str, plan: JobPlan, spec: JobSpec, *, now: float) -> tuple
             run=Run(job_id=job_id, task=task.name, attempt=1),
             kind=task.kind,
             index=task.index,
+            place=place,
             steps=task.steps,
             cpus=min(1.0, held.cpus_per_block)
             if task.kind is TaskKind.ASSEMBLY
@@ -59,7 +60,7 @@ def new_tasks(job_id: str, plan: JobPlan, spec: JobSpec, *, now: float) -> tuple
             micro_rows=micro_rows if task.kind in TRAINED else 0,
             created_at=now,
         )
-        for task in plan.tasks
+        for place, task in enumerate(plan.tasks)
     )
 
 
@@ -75,11 +76,11 @@ def advance(task: Task, event: TaskEvent) -> Task:
     if event.run != task.run:
         raise StaleRun(f"{event.run} was given up; {task.run} is current")
     match task.state, event:
-        case TaskState.PENDING, Launched():
+        case TaskState.PENDING, Launched() as event:
             return _moved(
                 task, TaskState.LAUNCHED, cluster=event.cluster, launched_at=event.at, reason=None, message=None
             )
-        case TaskState.LAUNCHED, Started():
+        case TaskState.LAUNCHED, Started() as event:
             return _moved(
                 task,
                 TaskState.RUNNING,
@@ -87,40 +88,38 @@ def advance(task: Task, event: TaskEvent) -> Task:
                 started_at=task.started_at or event.at,
                 recovering=False,
             )
-        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Restored()):
+        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Restored() as event):
             lost = {ref.path for ref in event.lost}
             return _changed(task, checkpoints=tuple(ref for ref in task.checkpoints if ref.path not in lost))
-        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Checkpointed()):
+        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Checkpointed() as event):
             return _changed(task, checkpoints=_with(task.checkpoints, event), failed_saves=0)
         case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), CheckpointFailed()):
             return _changed(task, failed_saves=task.failed_saves + 1)
-        case ((TaskState.RUNNING | TaskState.PAUSING), Finished()):
+        case ((TaskState.RUNNING | TaskState.PAUSING), Finished() as event):
             return _moved(
                 task, TaskState.SUCCEEDED, finished_at=event.at, reason=None, message=None, stop_by=None, failed_saves=0
             )
-        case ((TaskState.LAUNCHED | TaskState.RUNNING), Crashed()):
+        case ((TaskState.LAUNCHED | TaskState.RUNNING), Crashed() as event):
             return _after_crash(task, event, TaskState.PENDING)
-        case TaskState.PAUSING, Crashed():
+        case TaskState.PAUSING, Crashed() as event:
             return _after_crash(task, event, TaskState.PAUSED)
         case TaskState.PENDING, PauseRequested():
             return _moved(task, TaskState.PAUSED)
-        case ((TaskState.LAUNCHED | TaskState.RUNNING), PauseRequested()):
+        case ((TaskState.LAUNCHED | TaskState.RUNNING), PauseRequested() as event):
             return _moved(task, TaskState.PAUSING, stop_by=event.stop_by)
         case TaskState.PAUSING, Stopped():
             return _moved(task, TaskState.PAUSED, run=task.run.next(), **_NO_WORKER)
         case TaskState.PAUSED, Resumed():
             return _moved(task, TaskState.PENDING)
-        case ((TaskState.PENDING | TaskState.PAUSED), CancelRequested()):
+        case ((TaskState.PENDING | TaskState.PAUSED), CancelRequested() as event):
             return _ended(task, event.reason, event.message, event.at)
-        case ((TaskState.LAUNCHED | TaskState.RUNNING | TaskState.PAUSING), CancelRequested()):
-            return _moved(
-                task, TaskState.CANCELLING, reason=event.reason, message=event.message, stop_by=event.stop_by
-            )
-        case TaskState.CANCELLING, CancelRequested():
+        case ((TaskState.LAUNCHED | TaskState.RUNNING | TaskState.PAUSING), CancelRequested() as event):
+            return _moved(task, TaskState.CANCELLING, reason=event.reason, message=event.message, stop_by=event.stop_by)
+        case TaskState.CANCELLING, CancelRequested() as event:
             return _changed(task, stop_by=min(event.stop_by, event.stop_by if task.stop_by is None else task.stop_by))
-        case TaskState.CANCELLING, Stopped():
+        case TaskState.CANCELLING, Stopped() as event:
             return _ended(task, task.reason or Reason.USER_CANCELLED, task.message, event.at)
-        case ((TaskState.PENDING | TaskState.PAUSED), Abandoned()):
+        case ((TaskState.PENDING | TaskState.PAUSED), Abandoned() as event):
             return _ended(task, Reason.DEPENDENCY_FAILED, event.message, event.at)
         case ((TaskState.FAILED | TaskState.CANCELLED), Retried()):
             return _moved(
@@ -138,7 +137,7 @@ def advance(task: Task, event: TaskEvent) -> Task:
             )
         case TaskState.PENDING, Retried():
             return _changed(task, not_before=0.0)
-        case TaskState.PENDING, Held():
+        case TaskState.PENDING, Held() as event:
             return _changed(task, reason=event.reason, message=event.message)
         case _ if _already(task.state, event):
             return task
@@ -146,9 +145,9 @@ def advance(task: Task, event: TaskEvent) -> Task:
             raise IllegalTransition(f"{event.kind!r} cannot happen to a {task.state} task ({task.run})")
 
 
-_NO_WORKER: Mapping[str, object] = {
-    name: None for name in ("node", "node_id", "pid", "born", "gpu", "cluster", "launched_at", "stop_by")
-}
+_NO_WORKER: Mapping[str, object] = dict.fromkeys(
+    ("node", "node_id", "pid", "born", "gpu", "cluster", "launched_at", "stop_by")
+)
 
 
 def _changed(task: Task, **changes: object) -> Task:
@@ -207,7 +206,9 @@ def _after_crash(task: Task, event: Crashed, waiting: TaskState) -> Task:
         )
     if out_of_memory:
         half = task.micro_rows // 2
-        message = f"{message}; tried again with micro-batches of {half} rows instead of {task.micro_rows}, twice as many"
+        message = (
+            f"{message}; tried again with micro-batches of {half} rows instead of {task.micro_rows}, twice as many"
+        )
     return _moved(
         task,
         waiting,

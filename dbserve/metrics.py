@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 
 from dbserve import __version__
 from dbserve.contracts.plan import TRAINED, MemoryPlan, TaskKind, TaskPlan
-from dbserve.contracts.snapshot import JobSnapshot
+from dbserve.contracts.snapshot import JobOutline, JobSnapshot
 from dbserve.contracts.status import JobStatus, MemoryBytes, TaskState
 from dbserve.progress import measured_memory_ratio, peak_bytes, step_of
 
@@ -70,9 +70,7 @@ class WorkDone:
         self._seen = {key: value for key, value in self._seen.items() if key[0] in kept}
 
 
-def render(
-    accept: str, http: HttpMetrics, work: WorkDone, snapshots: Sequence[JobSnapshot] | None
-) -> tuple[bytes, str]:
+def render(accept: str, http: HttpMetrics, work: WorkDone, snapshots: Sequence[JobOutline] | None) -> tuple[bytes, str]:
     """The exposition and its media type. `snapshots` None: Redis does not answer, and dbserve_redis_up says so."""
     encode, media_type = choose_encoder(accept)
     families = [*_of_process(redis_up=snapshots is not None), *http.registry.collect()]
@@ -105,15 +103,15 @@ def _installed(package: str) -> str:
         return ""
 
 
-def job_families(snapshots: Sequence[JobSnapshot], work: WorkDone) -> Iterator[Metric]:
-    """Families of the jobs in the snapshots."""
-    jobs = {snapshot.record.id: snapshot for snapshot in snapshots}  # one that ends meanwhile is found twice
-    work.forget_all_but(jobs)
-    trained = [(snapshot, task) for snapshot in jobs.values() for task in snapshot.plan.tasks if task.kind in TRAINED]
-    yield _counted("dbserve_jobs", "Jobs that run or ended lately.", JobStatus, [job.status for job in jobs.values()])
-    states = [snapshot.tasks[task.name].state for snapshot, task in trained if task.kind is TaskKind.BLOCK]
+def job_families(outlines: Sequence[JobOutline], work: WorkDone) -> Iterator[Metric]:
+    """Families of these jobs. Blocks have series of their own once their job has begun, and so comes in full."""
+    begun = {job.record.id: job for job in outlines if isinstance(job, JobSnapshot)}
+    work.forget_all_but(begun)
+    trained = [(snapshot, task) for snapshot in begun.values() for task in snapshot.plan.tasks if task.kind in TRAINED]
+    yield _counted("dbserve_jobs", "Jobs that run or ended lately.", JobStatus, [job.status for job in outlines])
+    states = [task.state for job in outlines for task in job.tasks.values() if task.kind is TaskKind.BLOCK]
     yield _counted("dbserve_blocks", "Blocks of the jobs that run or ended lately.", TaskState, states)
-    yield _memory_ratios(jobs.values())
+    yield _memory_ratios(begun.values())
     yield from _described(trained)
     yield from _worked(trained, work)
     yield from _measured(trained)

@@ -1,20 +1,55 @@
 """How far a job has come, and when it will be done: read off one snapshot. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from dbserve.contracts.plan import TRAINED, TaskKind, TaskPlan
-from dbserve.contracts.snapshot import JobSnapshot
-from dbserve.contracts.status import TERMINAL, TERMINAL_JOB, JobStatus, MemoryBytes, TaskState
+from dbserve.contracts.snapshot import JobOutline, JobSnapshot
+from dbserve.contracts.status import (
+    STOPPING,
+    TERMINAL,
+    TERMINAL_JOB,
+    Condition,
+    JobStatus,
+    MemoryBytes,
+    Reason,
+    Task,
+    TaskState,
+)
+
+UNREACHABLE_SECONDS = 10.0  # heartbeats come once a second
+STALLED_SECONDS = 300.0  # or half the deadline that replaces the worker, where that is sooner
 
 
-def step_of(snapshot: JobSnapshot, name: str) -> int:
+def step_of(snapshot: JobOutline, name: str) -> int:
     """Steps a task has behind it: what its attempt has told, else what its last checkpoint holds."""
-    task, total = snapshot.tasks[name], snapshot.plan.task(name).steps
+    task = snapshot.tasks[name]
+    total = task.steps
     if task.state is TaskState.SUCCEEDED:
         return total
     if (progress := snapshot.progress.get(name)) is not None:
         return min(progress.step, total)
     return task.checkpoints[-1].step if task.checkpoints else 0
+
+
+def conditions(job: JobOutline, task: Task, now: float) -> tuple[Condition, ...]:
+    """What is wrong with a task that goes on all the same, at `now` (unix seconds, the store's clock)."""
+    return tuple(_conditions(job, task, now))
+
+
+def _conditions(job: JobOutline, task: Task, now: float) -> Iterator[Condition]:
+    if task.state is TaskState.PENDING and task.reason is Reason.UNSCHEDULABLE:
+        yield Condition.UNSCHEDULABLE
+    told = job.progress.get(task.run.task)
+    if task.started_at is not None and (task.state is TaskState.RUNNING or task.state in STOPPING):
+        heard = told.heartbeat_at if told is not None else (task.launched_at or task.started_at)
+        patience = job.record.deadlines.no_progress_seconds
+        longest = STALLED_SECONDS if patience is None else min(STALLED_SECONDS, patience / 2)
+        if now - heard > UNREACHABLE_SECONDS:
+            yield Condition.UNREACHABLE
+        elif told is not None and told.last_step_at is not None and heard - told.last_step_at > longest:
+            yield Condition.STALLED
+    if task.failed_saves and task.state not in TERMINAL:
+        yield Condition.CHECKPOINT_STALE
 
 
 def task_eta_seconds(snapshot: JobSnapshot, name: str) -> float | None:

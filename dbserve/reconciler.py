@@ -1,189 +1,81 @@
-"""What must be done so that the cluster runs what the store wants: decide() decides, Reconciler.tick() acts."""
+"""The reconciler: looks at store and cluster, and does what decide() says. The only authority that retries."""
 
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from dbserve.artefacts import job_directory
-from dbserve.contracts.cluster import Capacity, Resources
-from dbserve.contracts.job import ResourcesSpec
-from dbserve.contracts.plan import TaskKind, TaskPlan
-from dbserve.contracts.snapshot import JobSnapshot
-from dbserve.contracts.status import (
-    HELD,
-    Abandoned,
-    CancelRequested,
-    Crashed,
-    Held,
-    Intent,
-    Launched,
-    Reason,
-    Run,
-    Stopped,
-    Task,
-    TaskEvent,
-    TaskState,
-)
-from dbserve.errors import DbserveError, IllegalTransition, JobNotFound, StaleRun
-from dbserve.lifecycle import backoff_seconds, broken_need, can_start
+from dbserve.artefacts import job_directory, open_artefacts
+from dbserve.contracts.cluster import Capacity, Presence, Resources
+from dbserve.contracts.status import Crashed, Launched, Reason, Run, Stopped, Task
+from dbserve.errors import ClusterUnavailable, DbserveError, IllegalTransition, JobNotFound, StaleRun
+from dbserve.failpoints import failpoint
+from dbserve.scheduling import Action, Bury, Launch, Limits, Note, Scene, Stop, decide
 from dbserve.settings import Settings
+from dbserve.sight import Sight
 from dbserve.store import JobStore
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
 LEASE_SECONDS = 10.0
+SILENCE_MARGIN_SECONDS = 3.0  # beyond a worker's lease: by then it has stopped at a step boundary of its own accord
+CLUSTER_PATIENCE_SECONDS = 10.0  # without an answer from the cluster; then a new process connects anew
 
 
 class Cluster(Protocol):
-    """What the reconciler asks of a cluster. Calls may block."""
+    """What the reconciler asks of a cluster. Calls may block; each may raise ClusterUnavailable."""
 
     @property
     def identity(self) -> str: ...
     def capacity(self) -> Capacity: ...
     def alive(self) -> set[Run]: ...
     def launch(self, run: Run, resources: Resources) -> None: ...
-    def stop(self, run: Run, *, node: str | None, pid: int | None) -> None: ...
-    def process_exists(self, *, node: str | None, pid: int | None) -> bool: ...
+    def stop(self, run: Run, *, task: Task | None) -> None: ...
+    def presence(self, task: Task) -> Presence: ...
+    def cause_of_death(self, run: Run) -> tuple[Reason, str] | None: ...
 
 
-@dataclass(frozen=True)
-class Launch:
-    run: Run
-    resources: Resources
+class Artefacts(Protocol):
+    """What the reconciler asks of the artefact store."""
 
-
-@dataclass(frozen=True)
-class Stop:
-    """A worker nobody wants: finished, cancelled, or given up."""
-
-    run: Run
-    node: str | None = None
-    pid: int | None = None
-
-
-@dataclass(frozen=True)
-class GiveUp:
-    """A worker that should be there and is not."""
-
-    task: Task
-    reason: Reason
-    message: str
-    retry_at: float
-
-
-@dataclass(frozen=True)
-class Note:
-    """Write an event; nothing else is to be done."""
-
-    event: TaskEvent
-
-
-Action = Launch | Stop | GiveUp | Note
-
-
-def task_resources(task: TaskPlan, spec: ResourcesSpec) -> Resources:
-    """Assembly only copies files; every other task holds what the job asks for, for each of its workers."""
-    if task.kind is TaskKind.ASSEMBLY:
-        return Resources(min(1.0, spec.cpus_per_block), 0.0)
-    return Resources(task.workers * spec.cpus_per_block, task.workers * spec.gpus_per_block)
-
-
-def decide(
-    jobs: Sequence[JobSnapshot], alive: AbstractSet[Run], capacity: Capacity, cluster: str, now: float
-) -> Iterator[Action]:
-    """What must be done so that the cluster runs what the store wants, and no more.
-
-    `alive` must have been read before `jobs`: a worker that ended in between then shows its end in the store.
-    Jobs come first come, first served; a job's tasks in the order of its plan. A task that must wait for room keeps its
-    place: narrower ones that come later get only what it leaves.
-    """
-    known = {task.run: task for job in jobs for task in job.tasks.values()}
-    wanted = {run for run, task in known.items() if task.state in HELD}
-    for run in sorted(alive - wanted, key=str):
-        task = known.get(run)
-        yield Stop(run, task.node, task.pid) if task else Stop(run)
-    free = capacity.total
-    for job in jobs:
-        for task in job.tasks.values():
-            if task.state in HELD or (task.state is TaskState.CANCELLING and task.run in alive):
-                free = free.minus(task_resources(job.plan.task(task.run.task), job.spec.resources))
-    for job in sorted(jobs, key=lambda job: job.record.id):
-        for task in job.tasks.values():
-            if task.state is TaskState.CANCELLING and task.run not in alive:
-                yield Note(Stopped(run=task.run, at=now))
-            elif job.record.intent is Intent.CANCEL and (task.state in HELD or task.state is TaskState.PENDING):
-                yield Note(CancelRequested(run=task.run, at=now))
-            elif task.state in HELD and task.run not in alive:
-                yield _give_up(job, task, cluster, now)
-            elif (need := broken_need(task, job.tasks)) is not None:
-                yield Note(Abandoned(run=task.run, at=now, message=f"{need} did not succeed"))
-            elif can_start(task, job.tasks, now):
-                resources = task_resources(job.plan.task(task.run.task), job.spec.resources)
-                if (why := _can_never_fit(resources, capacity)) is not None:
-                    if task.message != why:
-                        yield Note(Held(run=task.run, at=now, reason=Reason.UNSCHEDULABLE, message=why))
-                else:
-                    if resources.fits(free):
-                        yield Launch(task.run, resources)
-                    free = free.minus(resources)  # also where it waits: what comes later must not overtake it for ever
-
-
-def _give_up(job: JobSnapshot, task: Task, cluster: str, now: float) -> GiveUp:
-    if task.cluster != cluster:
-        # The whole cluster was replaced under the task: nobody's fault, and nothing to wait for.
-        return GiveUp(task, Reason.PREEMPTED, "the cluster was restarted", now)
-    retry_at = now + backoff_seconds(job.spec.retry, sum(task.restarts.values()) + 1)
-    return GiveUp(task, Reason.WORKER_LOST, f"the worker of attempt {task.run.attempt} is gone", retry_at)
-
-
-def _can_never_fit(resources: Resources, capacity: Capacity) -> str | None:
-    if any(resources.fits(node) for node in capacity.nodes):
-        return None
-    best = max(capacity.nodes, key=lambda node: (node.gpus, node.cpus), default=Resources(0, 0))
-    return (
-        f"needs {resources.cpus:g} CPUs and {resources.gpus:g} GPUs on one node; "
-        f"the largest node has {best.cpus:g} CPUs and {best.gpus:g} GPUs"
-    )
-
-
-def ask_again(jobs: Sequence[JobSnapshot], alive: AbstractSet[Run]) -> Iterator[Launch]:
-    """Workers that exist and have not begun.
-
-    Whoever launched them may have died in between: Ray keeps the worker, and loses the call that starts its work.
-    """
-    for job in jobs:
-        for task in job.tasks.values():
-            if task.state is TaskState.LAUNCHED and task.run in alive:
-                yield Launch(task.run, task_resources(job.plan.task(task.run.task), job.spec.resources))
+    def remove(self, relative: str) -> None: ...
 
 
 class Reconciler:
-    """Acts on decide(), under a lease, until stopped. The only authority that retries."""
+    """Acts on decide(), under a lease, until stopped."""
 
-    def __init__(self, store: JobStore, cluster: Cluster, artifacts: Path) -> None:
+    def __init__(
+        self, store: JobStore, cluster: Cluster, artefacts: Artefacts, *, limits: Limits | None = None
+    ) -> None:
         self._store = store
         self._cluster = cluster
-        self._artifacts = artifacts
+        self._artefacts = artefacts
+        self._limits = limits or Limits()
         self._holder = uuid.uuid4().hex
         self._held_at = float("-inf")  # monotonic seconds: when the lease was last taken or renewed
-        self._adopted = False  # whether what others launched was asked for again
+        self._asked: set[Run] = set()  # workers that we asked the cluster for; what others asked for may be lost
+        self._sight = Sight()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Ticks until `stopping`. Errors it can explain are logged and met again at the next tick."""
+        """Ticks until `stopping`. Errors it can explain are logged and met again at the next tick.
+
+        Raises:
+            ClusterUnavailable: it has not answered for CLUSTER_PATIENCE_SECONDS; a new process should connect anew.
+        """
+        answered_at = time.monotonic()
         while not stopping.is_set():
             try:
                 if await self._hold():
                     await self.tick()
+                answered_at = time.monotonic()
+            except ClusterUnavailable as away:
+                log.warning("%s", away)
+                if time.monotonic() - answered_at > CLUSTER_PATIENCE_SECONDS:
+                    raise
             except DbserveError as error:
                 log.warning("%s: %s", error.code, error)
             try:
@@ -196,27 +88,34 @@ class Reconciler:
         """One look and what follows from it."""
         alive = await asyncio.to_thread(self._cluster.alive)
         capacity = await asyncio.to_thread(self._cluster.capacity)
-        jobs = await self._store.active_snapshots()
-        alive |= self._lingering(jobs)
-        actions = [*decide(jobs, alive, capacity, self._cluster.identity, time.time())]
-        if not self._adopted:
-            actions = [*ask_again(jobs, alive), *actions]
-        for action in actions:
+        jobs = await self._store.active_outlines()
+        self._asked &= {task.run for job in jobs for task in job.tasks.values()}
+        scene = Scene(
+            jobs=jobs,
+            alive=alive,
+            capacity=capacity,
+            cluster=self._cluster.identity,
+            now=await self._store.clock(),
+            asked=frozenset(self._asked),
+            silence=self._sight.look(jobs, time.monotonic()),
+            limits=self._limits,
+        )
+        for action in decide(scene):
             if not await self._still_ours():
                 return
             try:
                 await self._act(action)
             except (StaleRun, IllegalTransition, JobNotFound) as passed:
                 log.info("no longer true: %s", passed)  # the store moved on since the look
-        self._adopted = True
-        for job_id in await self._store.deleted_jobs():
-            await asyncio.to_thread(shutil.rmtree, self._artifacts / job_directory(job_id), ignore_errors=True)
-            await self._store.artefacts_removed(job_id)
+        for job_id in await self._store.wishes.deleted():
+            await asyncio.to_thread(self._artefacts.remove, job_directory(job_id).as_posix())
+            await self._store.wishes.artefacts_removed(job_id)
 
     async def _hold(self) -> bool:
         now = time.monotonic()
         if not await self._store.lease.hold(self._holder, ttl_seconds=LEASE_SECONDS):
-            self._adopted = False  # another acts, and may leave things half done
+            self._asked.clear()  # another acts, and may leave things half done
+            self._sight.forget()
             return False
         self._held_at = now
         return True
@@ -225,41 +124,59 @@ class Reconciler:
         """Ray may take longer than the lease lasts; what was seen before another began to act is no ground to act."""
         return time.monotonic() - self._held_at < LEASE_SECONDS / 2 or await self._hold()
 
-    def _lingering(self, jobs: Sequence[JobSnapshot]) -> set[Run]:
-        """Cancelling tasks whose process is still there, whatever Ray says: dead is not gone."""
-        cancelling = (task for job in jobs for task in job.tasks.values() if task.state is TaskState.CANCELLING)
-        return {task.run for task in cancelling if self._cluster.process_exists(node=task.node, pid=task.pid)}
-
     async def _act(self, action: Action) -> None:
         match action:
             case Launch(run, resources):
-                # The store first: a worker that exists unrecorded would be stopped, a record without one is given up.
-                await self._store.apply(Launched(run=run, at=time.time(), cluster=self._cluster.identity))
+                # The store first: a worker that exists unrecorded would be stopped, a record without one is asked for.
+                await self._store.apply(Launched(run=run, cluster=self._cluster.identity))
+                failpoint("launch.recorded")
                 log.info("launch %s", run)
                 await asyncio.to_thread(self._cluster.launch, run, resources)
-            case Stop(run, node, pid):
+                failpoint("launch.asked")
+                self._asked.add(run)
+            case Stop(run, task):
                 log.info("stop %s", run)
-                await asyncio.to_thread(self._cluster.stop, run, node=node, pid=pid)
-            case GiveUp(task, reason, message, retry_at):
-                log.warning("give up %s: %s", task.run, message)
-                await asyncio.to_thread(self._cluster.stop, task.run, node=task.node, pid=task.pid)
-                event = Crashed(run=task.run, at=time.time(), reason=reason, message=message, retry_at=retry_at)
-                await self._store.apply(event)
+                await asyncio.to_thread(self._cluster.stop, run, task=task)
+                failpoint("stop.killed")
+            case Bury(task, event):
+                await self._bury(task, event)
             case Note(event):
                 await self._store.apply(event)
+
+    async def _bury(self, task: Task, event: Crashed | Stopped) -> None:
+        """Dead is not gone: the next attempt gets the resources only when the process does not hold them any more."""
+        if isinstance(event, Crashed):
+            cause = await asyncio.to_thread(self._cluster.cause_of_death, task.run)
+            if cause is not None and event.reason is Reason.WORKER_LOST:
+                event = event.model_copy(update={"reason": cause[0], "message": cause[1]})
+            log.warning("give up %s: %s", task.run, event.message)
+        await asyncio.to_thread(self._cluster.stop, task.run, task=task)
+        failpoint("giveup.stopped")
+        presence = await asyncio.to_thread(self._cluster.presence, task)
+        if presence is Presence.PRESENT:
+            log.warning("%s: its process is still there", task.run)
+            return  # met again at the next tick
+        if presence is Presence.UNKNOWN and not self._silent(task):
+            return  # its node cannot be asked; by the end of its lease it has fenced itself
+        await self._store.apply(event)
+
+    def _silent(self, task: Task) -> bool:
+        return self._sight.silent_for(task.run, time.monotonic()) > self._limits.silence_seconds
 
 
 async def serve(settings: Settings) -> None:
     """Reconciles until SIGTERM or SIGINT. Workers are left as they are: the next reconciler adopts them.
 
     Raises:
-        ClusterUnavailable, StoreUnavailable: at the start; later ones are waited out.
+        ClusterUnavailable, StoreUnavailable: at the start. Later ones are waited out, the cluster's for a while.
     """
     if settings.ray_auth_token_path is not None:  # ray reads these when it is imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(settings.ray_auth_token_path)}
     from dbserve.cluster import RayCluster  # late: ray takes seconds to import, and is not needed to decide
 
     store = JobStore.from_url(settings.redis_url)
+    if upgraded := await store.schema.upgrade():
+        log.info("upgraded %d jobs to this version's schema", upgraded)
     await store.ping()
     cluster = await asyncio.to_thread(RayCluster.connect, settings, await store.deployment())
     stopping = asyncio.Event()
@@ -267,10 +184,19 @@ async def serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     log.info("reconciling on %s", settings.ray_address)
     try:
-        await Reconciler(store, cluster, settings.artifacts).run(stopping)
+        artefacts = open_artefacts(settings.artifacts)
+        await Reconciler(store, cluster, artefacts, limits=limits_of(settings)).run(stopping)
     finally:
         await store.aclose()
         cluster.disconnect()
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(
+        jobs=settings.max_running_jobs,
+        tasks=settings.max_running_blocks,
+        silence_seconds=settings.lease_seconds + SILENCE_MARGIN_SECONDS,
+    )
 
 
 def run_reconciler(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from dbserve.errors import StartupRefused
 
 PREFIX = "DBSERVE_"
+SHORTEST_KEY = 16  # characters
 
 
 class Settings(BaseSettings):
@@ -23,21 +24,55 @@ class Settings(BaseSettings):
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL")
     ray_address: str = Field(default="auto", description="address of the Ray cluster; auto: the one on this machine")
     ray_auth_token_path: Path | None = Field(default=None, description="file that holds the cluster's token")
-    artifacts: Path = Field(default=Path("dbserve-data/artifacts"), description="root of checkpoints and models")
+    artifacts: str = Field(
+        default="dbserve-data/artifacts",
+        repr=False,  # a URI may carry credentials, though they belong into AWS_ACCESS_KEY_ID and the like
+        description="root of checkpoints and models: a directory that every node sees, or s3://bucket/prefix?region=...",
+    )
     cache_dir: Path = Field(
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dbserve",
         description="decoded shards; may be deleted at any time",
     )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535, description="0: any free port")
-    api_key: SecretStr | None = Field(default=None, min_length=16, description="required as a bearer token when set")
+    api_key: SecretStr | None = Field(
+        default=None, description="required as a bearer token when set; several: comma-separated"
+    )
+    lease_seconds: float = Field(
+        default=15.0, ge=3.0, le=3600.0, description="how long a worker trains on without a word from Redis"
+    )
+    max_running_jobs: int | None = Field(default=None, ge=1, description="jobs that hold workers at the same time")
+    max_running_blocks: int | None = Field(default=None, ge=1, description="tasks that hold workers at the same time")
+    max_jobs_per_key: int | None = Field(default=None, ge=1, description="unfinished jobs of one API key")
     log_level: str = Field(default="info", pattern="^(critical|error|warning|info|debug)$")
 
-    @field_validator("artifacts", "cache_dir", "ray_auth_token_path")
+    @field_validator("artifacts", mode="before")
+    @classmethod
+    def _located(cls, location: object) -> object:
+        """A directory as an absolute path, a URI as it is."""
+        if not isinstance(location, str | Path) or "://" in str(location):
+            return location
+        return str(Path(location).expanduser().absolute())
+
+    @field_validator("cache_dir", "ray_auth_token_path")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """Workers run in other directories than the one this process was started in."""
         return path and path.expanduser().absolute()
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """Empty: no key is asked for."""
+        if self.api_key is None:
+            return ()
+        return tuple(filter(None, (key.strip() for key in self.api_key.get_secret_value().split(","))))
+
+    @field_validator("api_key")
+    @classmethod
+    def _each_long_enough(cls, given: SecretStr | None) -> SecretStr | None:
+        if given is not None and any(len(key.strip()) < SHORTEST_KEY for key in given.get_secret_value().split(",")):
+            raise ValueError(f"each key must have at least {SHORTEST_KEY} characters")
+        return given
 
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, for a child process (the API key included)."""

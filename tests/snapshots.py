@@ -4,8 +4,9 @@ from typing import Any
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.snapshot import JobSnapshot
-from dbserve.contracts.status import CheckpointRef, Intent, JobRecord, MemoryBytes, Progress, Run, Task, TaskState
+from dbserve.contracts.status import CheckpointRef, Intent, MemoryBytes, Progress, Run, Task, TaskState
 from dbserve.lifecycle import job_reason, job_state, new_tasks
+from dbserve.store.jobs import new_record
 from tests.jobs import small_plan, small_spec
 
 JOB_ID = "j1"
@@ -20,7 +21,7 @@ def snapshot(spec: JobSpec | None = None, *, intent: Intent = Intent.RUN, **task
     """Keywords change tasks, `__` standing for a dash: block__0={"state": ..., "progress": {...}, "attempt": 2}."""
     spec = spec or baselines_spec()
     plan = small_plan(spec)
-    fresh = {task.run.task: task for task in new_tasks(JOB_ID, plan, spec.retry, now=NOW)}
+    fresh = {task.run.task: task for task in new_tasks(JOB_ID, plan, spec, now=NOW)}
     progress: dict[str, Progress] = {}
     for key, changes in tasks.items():
         name = key.replace("__", "-")
@@ -32,7 +33,7 @@ def snapshot(spec: JobSpec | None = None, *, intent: Intent = Intent.RUN, **task
     current: list[Task] = list(fresh.values())
     status, (reason, message) = job_state(current, intent), job_reason(current, intent)
     return JobSnapshot(
-        record=JobRecord(id=JOB_ID, name=spec.name, labels={}, created_at=NOW, intent=intent),
+        record=new_record(JOB_ID, spec, plan, owner="", now=NOW).model_copy(update={"intent": intent}),
         status=status,
         reason=reason,
         message=message,

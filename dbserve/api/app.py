@@ -12,9 +12,10 @@ from dbserve.api import architectures, events, jobs, models, ops, problems, repo
 from dbserve.api.auth import require_key
 from dbserve.api.context import Services
 from dbserve.api.envelope import BodyLimit, Envelope
+from dbserve.artefacts import open_artefacts
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.views import Problem
-from dbserve.errors import StoreUnavailable
+from dbserve.errors import StorageError, StoreUnavailable
 from dbserve.settings import Settings
 from dbserve.store import JobStore
 
@@ -33,9 +34,10 @@ def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        with suppress(OSError):  # /readyz tells when it cannot be made
-            settings.artifacts.mkdir(parents=True, exist_ok=True)
+        with suppress(StorageError):  # /readyz tells when it cannot be made
+            open_artefacts(settings.artifacts).prepare()
         try:
+            await services.store.schema.upgrade()
             await services.store.ping()
         except StoreUnavailable as away:
             log.warning("starting without Redis; requests are answered with 503 until it is there: %s", away)

@@ -1,5 +1,6 @@
-"""The API key, where one is set."""
+"""The API keys, where any are set, and whose job a request's is."""
 
+import hashlib
 import hmac
 from typing import Annotated
 
@@ -9,15 +10,25 @@ from starlette.exceptions import HTTPException
 
 from dbserve.api.context import With
 
-_bearer = HTTPBearer(auto_error=False, description="DBSERVE_API_KEY of the server; not asked for when it has none")
+_bearer = HTTPBearer(
+    auto_error=False, description="a key of the server's DBSERVE_API_KEY; not asked for when it has none"
+)
 
 
-def require_key(services: With, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-    """401 unless the request carries the key. Compared in constant time."""
-    key = services.settings.api_key
-    if key is None:
-        return
-    if given is None or not hmac.compare_digest(given.credentials.encode(), key.get_secret_value().encode()):
+def require_key(services: With, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
+    """The owner that the request's key stands for: a digest of it; "" where no key is asked for. 401 for a wrong one.
+
+    Every key is compared, each in constant time.
+    """
+    keys = services.settings.api_keys
+    if not keys:
+        return ""
+    sent = given.credentials.encode() if given is not None else b""
+    if not sum(hmac.compare_digest(sent, key.encode()) for key in keys):
         raise HTTPException(
             401, "send the API key as Authorization: Bearer ...", headers={"WWW-Authenticate": "Bearer"}
         )
+    return hashlib.sha256(sent).hexdigest()[:16]
+
+
+Owner = Annotated[str, Depends(require_key)]

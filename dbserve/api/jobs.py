@@ -5,15 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
 
+from dbserve.api.auth import Owner
 from dbserve.api.context import JobId, Store, With
 from dbserve.api.problems import problems
 from dbserve.api.submission import BODY, Submitted, plan
-from dbserve.api.views import block_view, block_views, job_summary, job_view
+from dbserve.api.views import block_view, block_views, checkpoint_views, job_summary, job_view
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import JobStatus
-from dbserve.contracts.views import BlockView, JobSummary, JobView, Page
+from dbserve.contracts.views import BlockView, JobSummary, JobView, Page, TaskCheckpointView
 from dbserve.errors import ConfigInvalid
-from dbserve.jobfile import digest
+from dbserve.failpoints import failpoint
 
 router = APIRouter(prefix="/v1")
 
@@ -30,30 +31,40 @@ class JobsQuery(BaseModel, extra="forbid"):
     label: list[str] = Field(default_factory=list[str], max_length=32, description="key=value; all given must match")
 
 
+class CancelQuery(BaseModel, extra="forbid"):
+    force: bool = Field(default=False, description="kill the workers at once: no last checkpoints")
+
+
 @router.post("/plans", tags=["plans"], openapi_extra=BODY, responses=problems(413, 415, 422))
 async def make_plan(spec: Submitted, services: With) -> JobPlan:
     """What a job would become: blocks, sigma intervals, parameters, bytes. Nothing is stored."""
     return await plan(spec, services.settings)
 
 
-@router.post("/jobs", tags=["jobs"], status_code=202, openapi_extra=BODY, responses=problems(413, 415, 422))
+@router.post("/jobs", tags=["jobs"], status_code=202, openapi_extra=BODY, responses=problems(413, 415, 422, 429))
 async def submit_job(
-    spec: Submitted, services: With, response: Response, idempotency_key: IdempotencyKey = None
+    spec: Submitted, services: With, response: Response, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> JobView:
     """Accepts a job; answered when it is durable. `Idempotent-Replayed` tells a repeated request from the first."""
-    store, request = services.store, digest(spec)
+    store, request = services.store, spec.digest() if idempotency_key else ""
     # A repeat is answered before it is planned: its shards may be gone by now, and its job is not.
     record = await store.recall(idempotency_key, request) if idempotency_key else None
-    created = False
-    if record is None:
-        job_plan = await plan(spec, services.settings)
-        record, created = await store.create_job(
-            spec, job_plan, idempotency_key=idempotency_key, request_digest=request
+    if record is not None:
+        snapshot, created = await store.snapshot(record.id), False
+    else:
+        snapshot, created = await store.create_job(
+            spec,
+            await plan(spec, services.settings),
+            idempotency_key=idempotency_key,
+            request_digest=request,
+            owner=owner,
+            quota=services.settings.max_jobs_per_key,
         )
-    response.headers["Location"] = f"/v1/jobs/{record.id}"
+        failpoint("submit.stored")
+    response.headers["Location"] = f"/v1/jobs/{snapshot.record.id}"
     if not created:
         response.headers["Idempotent-Replayed"] = "true"
-    return job_view(await services.store.snapshot(record.id))
+    return job_view(snapshot)
 
 
 @router.get("/jobs", tags=["jobs"], responses=problems(422))
@@ -75,13 +86,47 @@ async def show_job(job_id: JobId, store: Store) -> JobView:
 @router.delete("/jobs/{job_id}", tags=["jobs"], status_code=204, responses=problems(404, 409))
 async def delete_job(job_id: JobId, store: Store) -> None:
     """Forgets a job that has ended. Its model stays."""
-    await store.delete_job(job_id)
+    await store.wishes.delete(job_id)
 
 
-@router.post("/jobs/{job_id}/cancel", tags=["jobs"], status_code=202, responses=problems(404, 409))
-async def cancel_job(job_id: JobId, store: Store) -> JobView:
-    """Asks for the end of a job; may be repeated. 409 when it succeeded or failed before."""
-    return job_view(await store.request_cancel(job_id))
+@router.post("/jobs/{job_id}/cancel", tags=["jobs"], status_code=202, responses=problems(404, 409, 422))
+async def cancel_job(job_id: JobId, store: Store, query: Annotated[CancelQuery, Query()]) -> JobView:
+    """Asks for the end of a job; may be repeated. 409 when it succeeded or failed before.
+
+    Workers save a last checkpoint first, within `checkpoint.grace_seconds`; with `force` they are killed at once.
+    """
+    await store.wishes.cancel(job_id, force=query.force)
+    return job_view(await store.snapshot(job_id))
+
+
+@router.post("/jobs/{job_id}/pause", tags=["jobs"], status_code=202, responses=problems(404, 409))
+async def pause_job(job_id: JobId, store: Store) -> JobView:
+    """Its workers save a last checkpoint and make room for others; may be repeated. 409 when the job has ended."""
+    await store.wishes.pause(job_id)
+    return job_view(await store.snapshot(job_id))
+
+
+@router.post("/jobs/{job_id}/resume", tags=["jobs"], status_code=202, responses=problems(404, 409))
+async def resume_job(job_id: JobId, store: Store) -> JobView:
+    """A paused job goes on where it was; may be repeated. 409 when the job has ended."""
+    await store.wishes.resume(job_id)
+    return job_view(await store.snapshot(job_id))
+
+
+@router.post("/jobs/{job_id}/retry", tags=["jobs"], status_code=202, responses=problems(404, 409))
+async def retry_job(job_id: JobId, store: Store) -> JobView:
+    """Another try for whatever failed or was cancelled, from the last checkpoints and with fresh budgets.
+
+    What waits for its backoff starts at once. 409 when there is nothing of the kind.
+    """
+    await store.wishes.retry(job_id)
+    return job_view(await store.snapshot(job_id))
+
+
+@router.get("/jobs/{job_id}/checkpoints", tags=["jobs"], responses=problems(404))
+async def list_checkpoints(job_id: JobId, store: Store) -> Page[TaskCheckpointView]:
+    """The committed checkpoints that the job's tasks could go on from."""
+    return Page(data=checkpoint_views(await store.outline(job_id)))
 
 
 @router.get("/jobs/{job_id}/blocks", tags=["blocks"], responses=problems(404))
@@ -93,6 +138,17 @@ async def list_blocks(job_id: JobId, store: Store) -> Page[BlockView]:
 @router.get("/jobs/{job_id}/blocks/{block}", tags=["blocks"], responses=problems(404, 422))
 async def show_block(job_id: JobId, block: int, store: Store) -> BlockView:
     """One block in full."""
+    return block_view(await store.snapshot(job_id), block)
+
+
+@router.post("/jobs/{job_id}/blocks/{block}/retry", tags=["blocks"], status_code=202, responses=problems(404, 409, 422))
+async def retry_block(job_id: JobId, block: int, store: Store) -> BlockView:
+    """Another try for one block, and for what was abandoned because of it.
+
+    409 unless it failed, was cancelled, or waits for its backoff.
+    """
+    view = block_view(await store.snapshot(job_id), block)
+    await store.wishes.retry(job_id, task=view.name)
     return block_view(await store.snapshot(job_id), block)
 
 

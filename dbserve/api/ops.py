@@ -8,8 +8,9 @@ from dbserve import __version__
 from dbserve.api.auth import require_key
 from dbserve.api.context import Services, With
 from dbserve.api.problems import problems
+from dbserve.artefacts import open_artefacts
 from dbserve.contracts.views import HealthView, ReadinessView
-from dbserve.errors import StoreUnavailable
+from dbserve.errors import StorageError, StoreUnavailable
 from dbserve.metrics import render
 
 router = APIRouter(tags=["operations"])
@@ -39,8 +40,11 @@ async def _redis(services: Services) -> str | None:
 
 
 def _artifacts(services: Services) -> str | None:
-    here = services.settings.artifacts.is_dir()
-    return None if here else "the artefact root is not a directory that this process can see"
+    try:
+        open_artefacts(services.settings.artifacts).check()
+    except StorageError as missing:
+        return str(missing)
+    return None
 
 
 @router.get(
@@ -52,7 +56,7 @@ def _artifacts(services: Services) -> str | None:
 async def metrics(request: Request, services: With) -> Response:
     """Prometheus exposition. With Redis away, what this process counts is still told, and dbserve_redis_up is 0."""
     try:
-        snapshots = await services.store.recent_snapshots()
+        snapshots = await services.store.recent()
     except StoreUnavailable:
         snapshots = None
     body, media_type = render(request.headers.get("accept", ""), services.http, services.work, snapshots)

@@ -22,9 +22,12 @@ from dbserve.errors import (
     IdempotencyMismatch,
     IllegalTransition,
     JobNotFound,
+    JobNotPaused,
     JobNotTerminal,
     JobTerminal,
     ModelNotFound,
+    NothingToRetry,
+    QuotaExceeded,
     ReportNotReady,
     SpecInvalid,
     StaleRun,
@@ -48,6 +51,9 @@ _STATUS: Mapping[type[DbserveError], int] = {
     ReportNotReady: 409,
     JobNotTerminal: 409,
     JobTerminal: 409,
+    JobNotPaused: 409,
+    NothingToRetry: 409,
+    QuotaExceeded: 429,
     IllegalTransition: 409,
     StaleRun: 409,
     EventsGone: 410,
@@ -100,7 +106,7 @@ def explained(request: Request, error: DbserveError) -> Response:
             pass
     if status >= 500:
         log.warning("%s: %s", error.code, error)
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in {429, 503} else None
     return problem_response(request, status, error.code, title, str(error), errors=errors, headers=headers)
 
 
@@ -164,6 +170,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "The body is larger than 1 MiB",
         415: "Neither JSON nor YAML",
         422: "Invalid; `errors` points at each fault",
+        429: "As many unfinished jobs as this API key may have; try again after Retry-After seconds",
         500: "The server failed",
         503: "Redis does not answer; try again after Retry-After seconds",
     }.items()

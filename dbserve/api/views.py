@@ -1,11 +1,12 @@
 """A snapshot as the REST API shows it. Pure."""
 
+import time
 from datetime import UTC, datetime
 
 from dbserve.contracts.card import ArchitectureCard
 from dbserve.contracts.plan import TaskKind
-from dbserve.contracts.snapshot import JobSnapshot, ModelRecord
-from dbserve.contracts.status import TERMINAL_JOB, LoggedEvent, LogLine, TaskState
+from dbserve.contracts.snapshot import JobOutline, JobSnapshot, ModelRecord
+from dbserve.contracts.status import TERMINAL_JOB, Intent, JobStatus, LoggedEvent, LogLine, TaskState
 from dbserve.contracts.views import (
     ArchitectureView,
     BlockView,
@@ -18,19 +19,21 @@ from dbserve.contracts.views import (
     ModelSummary,
     ModelView,
     ProgressView,
+    TaskCheckpointView,
     TaskView,
 )
 from dbserve.errors import BlockNotFound
-from dbserve.progress import eta_seconds, peak_bytes, step_of, task_eta_seconds
+from dbserve.progress import conditions, eta_seconds, peak_bytes, step_of, task_eta_seconds
 
 
-def job_summary(snapshot: JobSnapshot) -> JobSummary:
+def job_summary(snapshot: JobOutline) -> JobSummary:
+    """Without its spec and plan (a job that does not run), it has no estimate of the time that is left."""
     record = snapshot.record
     return JobSummary(
         id=record.id,
         name=record.name,
         labels=record.labels,
-        architecture=snapshot.plan.contract.architecture,
+        architecture=record.architecture,
         status=snapshot.status,
         reason=snapshot.reason,
         message=snapshot.message,
@@ -67,6 +70,7 @@ def task_view(snapshot: JobSnapshot, name: str) -> TaskView:
         max_attempts=task.max_attempts,
         reason=task.reason,
         message=task.message,
+        conditions=conditions(snapshot, task, time.time()),
         node=task.node,
         step=step,
         total=total,
@@ -146,10 +150,22 @@ def architecture_view(card: ArchitectureCard) -> ArchitectureView:
     return ArchitectureView(kind=card.kind, summary=card.summary, options_schema=card.options_schema, defaults=defaults)
 
 
-def _progress(snapshot: JobSnapshot) -> ProgressView:
-    step = sum(step_of(snapshot, task.name) for task in snapshot.plan.tasks)
-    total = sum(task.steps for task in snapshot.plan.tasks)
-    return ProgressView(step=step, total=total, percent=_percent(step, total), eta_seconds=eta_seconds(snapshot))
+def checkpoint_views(outline: JobOutline) -> tuple[TaskCheckpointView, ...]:
+    """Every checkpoint that a task of the job could go on from, in the plan's order, oldest first."""
+    return tuple(
+        TaskCheckpointView.model_validate({"task": name, **ref.model_dump()})
+        for name, task in outline.tasks.items()
+        for ref in task.checkpoints
+    )
+
+
+def _progress(outline: JobOutline) -> ProgressView:
+    step = sum(step_of(outline, name) for name in outline.tasks)
+    total = sum(task.steps for task in outline.tasks.values())
+    eta = 0.0 if outline.status is JobStatus.SUCCEEDED else None
+    if isinstance(outline, JobSnapshot):
+        eta = eta_seconds(outline)
+    return ProgressView(step=step, total=total, percent=_percent(step, total), eta_seconds=eta)
 
 
 def _percent(step: int, total: int, *, done: bool = False) -> float:
@@ -157,14 +173,21 @@ def _percent(step: int, total: int, *, done: bool = False) -> float:
 
 
 def _links(snapshot: JobSnapshot) -> JobLinks:
-    here = f"/v1/jobs/{snapshot.record.id}"
+    here, intent = f"/v1/jobs/{snapshot.record.id}", snapshot.record.intent
     done = {task.kind for task in snapshot.tasks.values() if task.state is TaskState.SUCCEEDED}
+    ended = snapshot.status in TERMINAL_JOB
+    goes_on = not ended and intent is not Intent.CANCEL
+    lost = any(task.state in {TaskState.FAILED, TaskState.CANCELLED} for task in snapshot.tasks.values())
     return JobLinks(
         self=here,
         blocks=f"{here}/blocks",
         events=f"{here}/events",
         logs=f"{here}/logs",
-        cancel=None if snapshot.status in TERMINAL_JOB else f"{here}/cancel",
+        checkpoints=f"{here}/checkpoints",
+        cancel=None if ended else f"{here}/cancel",
+        pause=f"{here}/pause" if goes_on and intent is Intent.RUN else None,
+        resume=f"{here}/resume" if goes_on and intent is Intent.PAUSE else None,
+        retry=f"{here}/retry" if lost and (ended or goes_on) else None,
         report=f"{here}/report" if TaskKind.EVALUATION in done else None,
         model=f"/v1/models/{snapshot.record.id}" if TaskKind.ASSEMBLY in done else None,
     )

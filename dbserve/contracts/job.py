@@ -1,5 +1,7 @@
 """The job specification: what a user asks for. Unknown keys, NaN and infinities are refused."""
 
+import hashlib
+import json
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -298,3 +300,9 @@ class JobSpec(Strict, frozen=True):
     deadlines: DeadlinesSpec = DeadlinesSpec()
     queue: QueueSpec = QueueSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+
+    def digest(self) -> str:
+        """sha256 of the canonical JSON, in hex: the same for JSON and YAML, and whether or not defaults are written
+        out."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()

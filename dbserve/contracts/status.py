@@ -117,6 +117,7 @@ class Task(BaseModel, frozen=True):
     run: Run
     kind: TaskKind
     index: int = 0
+    place: int = 0  # in the plan's order
     steps: int = 0  # of the plan; 0: nothing is trained
     cpus: float = 1.0  # held while a worker has the task
     gpus: float = 0.0
@@ -304,7 +305,8 @@ class Progress(BaseModel, frozen=True):
     run: Run
     step: int
     total: int
-    heartbeat_at: float  # unix seconds
+    trials: int = 0  # of lr: scan, which takes no steps; with `step`, what counts as progress
+    heartbeat_at: float  # unix seconds; read back, it is when the store took it in
     last_step_at: float | None = None
     loss: float | None = None
     grad_norm: float | None = None

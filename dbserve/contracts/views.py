@@ -6,7 +6,7 @@ from pydantic import AwareDatetime, BaseModel, Field, JsonValue
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import MemoryPlan, TaskKind
-from dbserve.contracts.status import JobStatus, MemoryBytes, Reason, TaskState
+from dbserve.contracts.status import Condition, JobStatus, MemoryBytes, Reason, TaskState
 
 Item = TypeVar("Item")
 
@@ -60,6 +60,7 @@ class TaskView(BaseModel, frozen=True):
     max_attempts: int
     reason: Reason | None = None
     message: str | None = None
+    conditions: tuple[Condition, ...] = Field(default=(), description="what is wrong though the task goes on")
     node: str | None = None
     step: int
     total: int = Field(description="0 where nothing is trained (assembly, evaluation)")
@@ -80,6 +81,12 @@ class CheckpointView(BaseModel, frozen=True):
     at: AwareDatetime
     path: str
     sha256: str
+
+
+class TaskCheckpointView(CheckpointView, frozen=True):
+    """A committed checkpoint of one of a job's tasks."""
+
+    task: str
 
 
 class BlockView(TaskView, frozen=True):
@@ -128,7 +135,11 @@ class JobLinks(BaseModel, frozen=True):
     blocks: str
     events: str
     logs: str
+    checkpoints: str
     cancel: str | None = None
+    pause: str | None = None
+    resume: str | None = None
+    retry: str | None = None
     report: str | None = None
     model: str | None = None
 

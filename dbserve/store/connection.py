@@ -1,8 +1,9 @@
 """How the store reaches Redis: the driver's errors as ours, and optimistic transactions."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar, cast
+from dataclasses import dataclass
+from typing import TypeVar
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -12,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from dbserve.contracts.status import Task
+from dbserve.contracts.status import Intent, JobRecord, Task
 from dbserve.errors import ConfigInvalid, JobNotFound, StoreUnavailable
 from dbserve.store import keys
 
@@ -63,9 +64,42 @@ async def transaction(redis: Redis, watched: Sequence[str], attempt: Callable[[P
                 continue
 
 
-async def read_tasks(pipe: Pipeline, job_id: str) -> dict[str, Task]:
-    """Every task of a job, inside a transaction. Raises JobNotFound."""
-    raws = await cast(Awaitable[dict[str, str]], pipe.hgetall(keys.tasks(job_id)))
-    if not raws:
+_READ_JOB = """
+return {redis.call('HGETALL', KEYS[1]), redis.call('HMGET', KEYS[2], 'record', 'intent'), redis.call('TIME')}
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A job as a transaction finds it, and the store's own clock: workers' clocks may be wrong."""
+
+    tasks: dict[str, Task]
+    record: JobRecord  # with the intent as it stands
+    now: float  # unix seconds
+
+    @property
+    def intent(self) -> Intent:
+        return self.record.intent
+
+
+async def read_job(pipe: Pipeline, job_id: str) -> Seen:
+    """A job inside a transaction that watches its keys, in one round trip. Raises JobNotFound."""
+    answer = await pipe.eval(_READ_JOB, 2, keys.tasks(job_id), keys.job(job_id))
+    flat, (record, intent), (seconds, microseconds) = answer
+    if record is None or not flat:
         raise JobNotFound(job_id)
-    return {name: Task.model_validate_json(raw) for name, raw in raws.items()}
+    tasks = {name: Task.model_validate_json(raw) for name, raw in zip(flat[::2], flat[1::2], strict=True)}
+    known = JobRecord.model_validate_json(record).model_copy(update={"intent": Intent(intent)})
+    return Seen(in_place(tasks), known, int(seconds) + int(microseconds) / 1e6)
+
+
+def in_place(tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """In the plan's order, which a hash does not keep."""
+    return dict(sorted(tasks.items(), key=lambda item: item[1].place))
+
+
+async def clock(redis: Redis) -> float:
+    """Unix seconds by the store's clock."""
+    async with reaching_redis():
+        seconds, microseconds = await redis.time()
+    return int(seconds) + int(microseconds) / 1e6

@@ -1,4 +1,4 @@
-"""JobStore: jobs and their tasks. History and results hang off it."""
+"""JobStore: jobs and their tasks. What users want of them, their history and their results hang off it."""
 
 import json
 import secrets
@@ -12,39 +12,57 @@ from redis.asyncio.client import Pipeline
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
-from dbserve.contracts.snapshot import JobSnapshot
+from dbserve.contracts.snapshot import JobOutline, JobSnapshot
 from dbserve.contracts.status import (
-    TERMINAL_JOB,
-    CancelRequested,
+    HELD,
+    STOPPING,
     Intent,
     JobRecord,
     JobStatus,
     Progress,
     Task,
     TaskEvent,
-    TaskState,
 )
-from dbserve.errors import (
-    IdempotencyMismatch,
-    JobNotFound,
-    JobNotTerminal,
-    JobTerminal,
-    StaleRun,
-    StoreUnavailable,
-)
+from dbserve.errors import IdempotencyMismatch, JobNotFound, QuotaExceeded, StaleRun
 from dbserve.lifecycle import advance, job_state, new_tasks
 from dbserve.store import keys
-from dbserve.store.connection import open_redis, reaching_redis, read_tasks, transaction
+from dbserve.store.codec import brief, packed, unpacked
+from dbserve.store.connection import clock, open_redis, reaching_redis, read_job, transaction
 from dbserve.store.history import JOB_CREATED, History, close_if_ended, log_event
 from dbserve.store.lease import Lease
+from dbserve.store.outlines import Outlines
 from dbserve.store.results import Results
-from dbserve.store.snapshots import as_snapshot, matches
+from dbserve.store.schema import Schema
+from dbserve.store.snapshots import as_outline, in_full, matches
+from dbserve.store.wishes import Wishes, write_tasks
 
-SCHEMA = "1"
 IDEMPOTENCY_TTL_SECONDS = 24 * 3600
 RECENTLY_SECONDS = 300.0  # how long /metrics still shows a job that has ended
 PARSED_PLANS = 512  # specs and plans never change, so their parsed form is kept
 SCAN = 50  # jobs looked at a time when a listing filters
+
+# One round trip, and fenced: an attempt that is not current, or whose task has ended, writes nothing. What is written
+# is dated by the store's clock.
+_RECORD_PROGRESS = """
+local raw = redis.call('HGET', KEYS[1], ARGV[1])
+if not raw then return false end
+local task = cjson.decode(raw)
+local state = task.state
+if task.run.attempt == tonumber(ARGV[2]) and (state == 'running' or state == 'pausing' or state == 'cancelling') then
+    local at = redis.call('TIME')
+    redis.call('HSET', KEYS[2], ARGV[3], string.format('%d.%06d %s', at[1], at[2], ARGV[4]))
+end
+return raw
+"""
+
+# How many of an owner's jobs have not ended; forgets those that have.
+_UNFINISHED = """
+local count = 0
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+    if redis.call('SISMEMBER', KEYS[2], id) == 1 then count = count + 1 else redis.call('SREM', KEYS[1], id) end
+end
+return count
+"""
 
 
 class JobStore:
@@ -53,9 +71,13 @@ class JobStore:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._plans: OrderedDict[str, tuple[JobSpec, JobPlan]] = OrderedDict()
+        self._record_progress = redis.register_script(_RECORD_PROGRESS)
         self.history = History(redis)
         self.results = Results(redis)
-        self.lease = Lease(redis)
+        self.lease = Lease(redis, keys.LEASE)  # of the one reconciler that acts
+        self.wishes = Wishes(redis)
+        self.schema = Schema(redis)
+        self._outlines = Outlines(redis)
 
     @classmethod
     def from_url(cls, url: str, *, timeout: float = 5.0) -> Self:
@@ -66,12 +88,12 @@ class JobStore:
         await self._redis.aclose()
 
     async def ping(self) -> None:
-        """Raises StoreUnavailable unless Redis answers and holds a schema that this version understands."""
-        async with reaching_redis():
-            await self._redis.set(keys.SCHEMA_KEY, SCHEMA, nx=True)
-            schema = await self._redis.get(keys.SCHEMA_KEY)
-        if schema != SCHEMA:
-            raise StoreUnavailable(f"Redis holds schema {schema!r}; this version speaks {SCHEMA!r}")
+        """Raises StoreUnavailable unless Redis answers, evicts nothing, and holds a schema that this version knows."""
+        await self.schema.check()
+
+    async def clock(self) -> float:
+        """Unix seconds by the store's clock, which dates every event."""
+        return await clock(self._redis)
 
     async def deployment(self) -> str:
         """A name for what this Redis holds, made once. Two deployments may share a Ray cluster by it."""
@@ -82,58 +104,82 @@ class JobStore:
     # --- jobs
 
     async def create_job(
-        self, spec: JobSpec, plan: JobPlan, *, idempotency_key: str | None, request_digest: str
-    ) -> tuple[JobRecord, bool]:
+        self,
+        spec: JobSpec,
+        plan: JobPlan,
+        *,
+        idempotency_key: str | None,
+        request_digest: str,
+        owner: str = "",
+        quota: int | None = None,
+    ) -> tuple[JobSnapshot, bool]:
         """Stores the job in one transaction; returns it and whether this call made it.
 
         Raises:
             IdempotencyMismatch: the key came before with another request.
+            QuotaExceeded: the owner has `quota` jobs that have not ended.
         """
         now = time.time()
-        record = JobRecord(
-            id=keys.new_job_id(now), name=spec.name, labels=dict(spec.labels), created_at=now, intent=Intent.RUN
-        )
-        tasks = new_tasks(record.id, plan, spec.retry, now=now)
+        record = new_record(keys.new_job_id(now), spec, plan, owner=owner, now=now)
+        tasks = {task.run.task: task for task in new_tasks(record.id, plan, spec, now=now)}
         seen = keys.idempotency(idempotency_key) if idempotency_key else None
+        counted = keys.owner(owner) if quota is not None else None
+        fields: dict[Any, Any] = {
+            "record": brief(record),
+            "intent": Intent.RUN.value,
+            "revision": "1",
+            "spec": packed(spec),
+            "plan": packed(plan),
+        }
 
-        async def attempt(pipe: Pipeline) -> tuple[JobRecord, bool]:
+        async def attempt(pipe: Pipeline) -> JobRecord | None:
             if seen is not None and (before := await _seen_before(pipe, seen, request_digest)) is not None:
-                return before, False
+                return before
+            if counted is not None and quota is not None:
+                unfinished = await cast(Awaitable[int], pipe.eval(_UNFINISHED, 2, counted, keys.ACTIVE))
+                if unfinished >= quota:
+                    raise QuotaExceeded(f"{unfinished} jobs of this API key have not ended; it may have {quota}")
             pipe.multi()
-            fields = {
-                "record": record.model_dump_json(),
-                "intent": Intent.RUN.value,
-                "spec": spec.model_dump_json(),
-                "plan": plan.model_dump_json(),
-            }
-            _write_hash(pipe, keys.job(record.id), fields)
-            _write_hash(pipe, keys.tasks(record.id), {task.run.task: task.model_dump_json() for task in tasks})
+            pipe.hset(keys.job(record.id), mapping=fields)
+            write_tasks(pipe, record.id, tasks)
             pipe.zadd(keys.JOBS, {record.id: 0})
             pipe.sadd(keys.ACTIVE, record.id)
+            if counted is not None:
+                pipe.sadd(counted, record.id)
             log_event(pipe, record.id, JOB_CREATED, JobStatus.QUEUED, at=now, data={"name": spec.name})
             if seen is not None:
                 value = json.dumps({"digest": request_digest, "job_id": record.id})
                 pipe.set(seen, value, ex=IDEMPOTENCY_TTL_SECONDS)
             await pipe.execute()
-            return record, True
+            return None
 
-        return await transaction(self._redis, [seen] if seen else [], attempt)
+        watched = [key for key in (seen, counted) if key is not None]
+        before = await transaction(self._redis, watched, attempt)
+        if before is not None:
+            return await self.snapshot(before.id), False
+        self._remember(record.id, spec, plan)
+        outline = JobOutline(record=record, status=JobStatus.QUEUED, tasks=tasks, progress={})
+        return in_full(outline, spec, plan), True
 
     async def recall(self, idempotency_key: str, request_digest: str) -> JobRecord | None:
         """The job that this very request made before, if it did. Raises IdempotencyMismatch, as create_job."""
+        seen = keys.idempotency(idempotency_key)
 
         async def attempt(pipe: Pipeline) -> JobRecord | None:
             return await _seen_before(pipe, seen, request_digest)
 
-        seen = keys.idempotency(idempotency_key)
         return await transaction(self._redis, [seen], attempt)
 
-    async def snapshot(self, job_id: str) -> JobSnapshot:
-        """One consistent look at a job. Raises JobNotFound."""
-        found = await self._snapshots([job_id])
+    async def outline(self, job_id: str) -> JobOutline:
+        """One consistent look at a job, without spec and plan. Raises JobNotFound."""
+        found = await self._read([job_id])
         if not found:
             raise JobNotFound(job_id)
         return found[0]
+
+    async def snapshot(self, job_id: str) -> JobSnapshot:
+        """One consistent look at a job. Raises JobNotFound."""
+        return await self._in_full(await self.outline(job_id))
 
     async def list_jobs(
         self,
@@ -142,8 +188,8 @@ class JobStore:
         after: str | None = None,
         status: JobStatus | None = None,
         labels: Mapping[str, str] | None = None,
-    ) -> tuple[list[JobSnapshot], str | None]:
-        """Newest first, and the cursor of the next page (None: this was the last).
+    ) -> tuple[list[JobOutline], str | None]:
+        """Newest first, and the cursor of the next page (None: this was the last). Those that run come in full.
 
         The cursor names the last job seen, so that jobs arriving meanwhile shift nothing.
 
@@ -152,106 +198,40 @@ class JobStore:
         """
         start = "+" if after is None else f"({keys.open_cursor(after)}"
         size = max(limit + 1, SCAN)
-        wanted: list[JobSnapshot] = []
+        wanted: list[JobOutline] = []
         while True:
             async with reaching_redis():
                 ids = cast(list[str], await self._redis.zrevrangebylex(keys.JOBS, start, "-", 0, size))
-            for snapshot in await self._snapshots(ids):
-                if not matches(snapshot, status, labels or {}):
+            for outline in await self._read(ids):
+                if not matches(outline, status, labels or {}):
                     continue
                 if len(wanted) == limit:
-                    return wanted, keys.make_cursor(wanted[-1].record.id)
-                wanted.append(snapshot)
+                    return await self._those_that_run(wanted), keys.make_cursor(wanted[-1].record.id)
+                wanted.append(outline)
             if len(ids) < size:
-                return wanted, None
+                return await self._those_that_run(wanted), None
             start = f"({ids[-1]}"
 
-    async def active_snapshots(self) -> list[JobSnapshot]:
-        """Every job that has not ended, oldest first."""
-        async with reaching_redis():
-            ids = sorted(await cast(Awaitable[set[str]], self._redis.smembers(keys.ACTIVE)))
-        return await self._snapshots(ids)
+    async def active_outlines(self) -> list[JobOutline]:
+        """Every job that has not ended, oldest first. Only what has changed since the last look is read anew."""
+        return await self._outlines.active()
 
-    async def recent_snapshots(self) -> list[JobSnapshot]:
-        """Every job that has not ended, or ended less than RECENTLY_SECONDS ago: what /metrics shows."""
-        since = time.time() - RECENTLY_SECONDS
+    async def recent(self) -> list[JobOutline]:
+        """Every job that has not ended, or ended less than RECENTLY_SECONDS ago; in full where it has begun."""
+        since = await self.clock() - RECENTLY_SECONDS
         async with reaching_redis():
             ended = cast(
                 list[str],
                 await self._redis.zrangebyscore(keys.FINISHED, since, "+inf"),  # pyright: ignore[reportUnknownMemberType]
             )
-        return [*await self.active_snapshots(), *await self._snapshots(ended)]
-
-    async def request_cancel(self, job_id: str) -> JobSnapshot:
-        """Records the user's wish and cancels what has no worker yet; the reconciler does the rest. May be repeated.
-
-        Raises:
-            JobNotFound
-            JobTerminal: the job succeeded or failed before.
-        """
-
-        async def attempt(pipe: Pipeline) -> None:
-            tasks, intent = await read_tasks(pipe, job_id), await _read_intent(pipe, job_id)
-            if (status := job_state(list(tasks.values()), intent)) in {JobStatus.SUCCEEDED, JobStatus.FAILED}:
-                raise JobTerminal(f"job {job_id} has already {status}")
-            if intent is Intent.CANCEL:
-                return
-            now = time.time()
-            changed = {
-                name: advance(task, CancelRequested(run=task.run, at=now))
-                for name, task in tasks.items()
-                if task.state is TaskState.PENDING
-            }
-            status = job_state(list((tasks | changed).values()), Intent.CANCEL)
-            pipe.multi()
-            pipe.hset(keys.job(job_id), "intent", Intent.CANCEL.value)
-            _write_hash(pipe, keys.tasks(job_id), {name: task.model_dump_json() for name, task in changed.items()})
-            log_event(pipe, job_id, "job_cancel_requested", status, at=now)
-            close_if_ended(pipe, job_id, status, at=now)
-            await pipe.execute()
-
-        await transaction(self._redis, [keys.tasks(job_id), keys.job(job_id)], attempt)
-        return await self.snapshot(job_id)
-
-    async def delete_job(self, job_id: str) -> None:
-        """Forgets a job that has ended; its model stays. The reconciler removes its artefacts afterwards.
-
-        Raises:
-            JobNotFound
-            JobNotTerminal
-        """
-
-        async def attempt(pipe: Pipeline) -> None:
-            tasks, intent = await read_tasks(pipe, job_id), await _read_intent(pipe, job_id)
-            if (status := job_state(list(tasks.values()), intent)) not in TERMINAL_JOB:
-                raise JobNotTerminal(f"job {job_id} is {status}: cancel it first")
-            pipe.multi()
-            pipe.delete(
-                *(of(job_id) for of in (keys.job, keys.tasks, keys.progress, keys.events, keys.logs)),
-            )
-            pipe.zrem(keys.JOBS, job_id)
-            pipe.zrem(keys.FINISHED, job_id)
-            pipe.srem(keys.ACTIVE, job_id)
-            pipe.sadd(keys.DELETED, job_id)
-            await pipe.execute()
-
-        await transaction(self._redis, [keys.tasks(job_id), keys.job(job_id)], attempt)
-        self._plans.pop(job_id, None)
-
-    async def deleted_jobs(self) -> set[str]:
-        """Jobs whose artefacts are still to be removed."""
-        async with reaching_redis():
-            return await cast(Awaitable[set[str]], self._redis.smembers(keys.DELETED))
-
-    async def artefacts_removed(self, job_id: str) -> None:
-        """Nothing of a deleted job is left on disk."""
-        async with reaching_redis():
-            await self._redis.srem(keys.DELETED, job_id)
+        found = {outline.record.id: outline for outline in [*await self.active_outlines(), *await self._read(ended)]}
+        begun = [any(task.started_at is not None for task in job.tasks.values()) for job in found.values()]
+        return await self._some_in_full(list(found.values()), begun)
 
     # --- tasks
 
     async def apply(self, event: TaskEvent) -> Task:
-        """Moves a task by one event and writes the history with it, or changes nothing.
+        """Moves a task by one event and writes the history with it, or changes nothing. The store's clock dates it.
 
         Raises:
             JobNotFound
@@ -261,20 +241,24 @@ class JobStore:
         run = event.run
 
         async def attempt(pipe: Pipeline) -> Task:
-            tasks = await read_tasks(pipe, run.job_id)
-            if run.task not in tasks:
+            seen = await read_job(pipe, run.job_id)
+            if run.task not in seen.tasks:
                 raise StaleRun(f"{run}: the job has no such task")
-            before = tasks[run.task]
-            after = advance(before, event)
+            before = seen.tasks[run.task]
+            dated = event.model_copy(update={"at": seen.now})
+            after = advance(before, dated)
             if after == before:
                 return after
-            tasks[run.task] = after
-            status = job_state(list(tasks.values()), await _read_intent(pipe, run.job_id))
+            status = job_state([*(seen.tasks | {run.task: after}).values()], seen.intent)
             data = {"state": after.state.value, **event.model_dump(mode="json", exclude={"run", "at", "kind"})}
             pipe.multi()
-            pipe.hset(keys.tasks(run.job_id), run.task, after.model_dump_json())
-            log_event(pipe, run.job_id, event.kind, status, at=event.at, run=run, data=data)
-            close_if_ended(pipe, run.job_id, status, at=event.at)
+            write_tasks(pipe, run.job_id, {run.task: after})
+            if after.run != run:
+                data["attempt"] = after.run.attempt
+                data["message"] = after.message
+                pipe.hdel(keys.progress(run.job_id), keys.progress_field(run))
+            log_event(pipe, run.job_id, event.kind, status, at=seen.now, run=run, data=data)
+            close_if_ended(pipe, run.job_id, status, at=seen.now)
             await pipe.execute()
             return after
 
@@ -297,19 +281,13 @@ class JobStore:
             JobNotFound
         """
         run = progress.run
-
-        async def attempt(pipe: Pipeline) -> Task:
-            raw = await cast(Awaitable[str | None], pipe.hget(keys.tasks(run.job_id), run.task))
-            if raw is None:
-                raise JobNotFound(run.job_id)
-            task = Task.model_validate_json(raw)
-            if task.run == run:
-                pipe.multi()
-                pipe.hset(keys.progress(run.job_id), keys.progress_field(run), progress.model_dump_json())
-                await pipe.execute()
-            return task
-
-        return await transaction(self._redis, [keys.tasks(run.job_id)], attempt)
+        names = [keys.tasks(run.job_id), keys.progress(run.job_id)]
+        values = [run.task, str(run.attempt), keys.progress_field(run), brief(progress)]
+        async with reaching_redis():
+            raw = cast(str | None, await self._record_progress(keys=names, args=values))
+        if raw is None:
+            raise JobNotFound(run.job_id)
+        return Task.model_validate_json(raw)
 
     async def spec(self, job_id: str) -> JobSpec:
         """Raises JobNotFound."""
@@ -329,13 +307,33 @@ class JobStore:
             spec, plan = await cast(Awaitable[list[str | None]], self._redis.hmget(keys.job(job_id), ["spec", "plan"]))
         if spec is None or plan is None:
             raise JobNotFound(job_id)
-        parsed = JobSpec.model_validate_json(spec), JobPlan.model_validate_json(plan)
-        self._plans[job_id] = parsed
+        return self._remember(job_id, unpacked(JobSpec, spec), unpacked(JobPlan, plan))
+
+    def _remember(self, job_id: str, spec: JobSpec, plan: JobPlan) -> tuple[JobSpec, JobPlan]:
+        self._plans[job_id] = spec, plan
         while len(self._plans) > PARSED_PLANS:
             self._plans.popitem(last=False)
-        return parsed
+        return spec, plan
 
-    async def _snapshots(self, ids: Sequence[str]) -> list[JobSnapshot]:
+    async def _in_full(self, outline: JobOutline) -> JobSnapshot:
+        return in_full(outline, *await self._spec_and_plan(outline.record.id))
+
+    async def _those_that_run(self, outlines: Sequence[JobOutline]) -> list[JobOutline]:
+        held = HELD | STOPPING
+        return await self._some_in_full(
+            outlines, [any(task.state in held for task in job.tasks.values()) for job in outlines]
+        )
+
+    async def _some_in_full(self, outlines: Sequence[JobOutline], chosen: Sequence[bool]) -> list[JobOutline]:
+        found: list[JobOutline] = []
+        for outline, full in zip(outlines, chosen, strict=True):
+            try:
+                found.append(await self._in_full(outline) if full else outline)
+            except JobNotFound:  # deleted between the two reads
+                continue
+        return found
+
+    async def _read(self, ids: Sequence[str]) -> list[JobOutline]:
         """Those of the jobs that exist, in the order of the ids."""
         if not ids:
             return []
@@ -346,29 +344,23 @@ class JobStore:
                 pipe.hgetall(keys.tasks(job_id))
                 pipe.hgetall(keys.progress(job_id))
             answers: list[Any] = await pipe.execute()
-        found: list[JobSnapshot] = []
-        for place, job_id in enumerate(ids):
-            head, tasks, progress = answers[3 * place : 3 * place + 3]
-            if head[0] is None:
-                continue
-            try:
-                spec, plan = await self._spec_and_plan(job_id)
-            except JobNotFound:  # deleted between the two reads
-                continue
-            found.append(as_snapshot(head, tasks, progress, spec, plan))
-        return found
+        each = [answers[3 * place : 3 * place + 3] for place in range(len(ids))]
+        return [as_outline(head, tasks, progress) for head, tasks, progress in each if head[0] is not None]
 
 
-def _write_hash(pipe: Pipeline, key: str, fields: Mapping[str, str]) -> None:
-    for name, value in fields.items():
-        pipe.hset(key, name, value)
-
-
-async def _read_intent(pipe: Pipeline, job_id: str) -> Intent:
-    raw = await cast(Awaitable[str | None], pipe.hget(keys.job(job_id), "intent"))
-    if raw is None:
-        raise JobNotFound(job_id)
-    return Intent(raw)
+def new_record(job_id: str, spec: JobSpec, plan: JobPlan, *, owner: str, now: float) -> JobRecord:
+    return JobRecord(
+        id=job_id,
+        name=spec.name,
+        labels=dict(spec.labels),
+        architecture=plan.contract.architecture,
+        created_at=now,
+        owner=owner,
+        retry=spec.retry,
+        deadlines=spec.deadlines,
+        queue=spec.queue,
+        grace_seconds=spec.checkpoint.grace_seconds,
+    )
 
 
 async def _seen_before(pipe: Pipeline, key: str, request_digest: str) -> JobRecord | None:

@@ -16,10 +16,12 @@ FINISHED = "dbserve:finished"  # sorted set by the time of the end
 DELETED = "dbserve:deleted"  # ids whose artefacts are still to be removed
 MODELS = "dbserve:models"  # as JOBS
 LEASE = "dbserve:lease:reconciler"
+UPGRADE = "dbserve:lease:upgrade"
+EVERY_REQUEST = "dbserve:idempotency:*"
 
 
 def job(job_id: str) -> str:
-    """Hash: record, spec, plan, intent, finished_at, report."""
+    """Hash: record, spec, plan, intent, revision (of tasks and intent), finished_at, report."""
     return f"dbserve:job:{job_id}"
 
 
@@ -47,6 +49,11 @@ def logs(job_id: str) -> str:
 
 def idempotency(key: str) -> str:
     return f"dbserve:idempotency:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def owner(name: str) -> str:
+    """Set: ids of the jobs that count against an API key's quota; those that have ended go when it is next asked."""
+    return f"dbserve:owner:{name}"
 
 
 def model(model_id: str) -> str:

@@ -11,7 +11,8 @@ from dbserve.contracts.snapshot import ModelRecord
 from dbserve.contracts.status import Run
 from dbserve.errors import JobNotFound, ModelNotFound, ReportNotReady, StaleRun
 from dbserve.store import keys
-from dbserve.store.connection import reaching_redis, read_tasks, transaction
+from dbserve.store.codec import packed, unpacked
+from dbserve.store.connection import reaching_redis, read_job, transaction
 
 
 class Results:
@@ -22,7 +23,7 @@ class Results:
 
     async def save_report(self, run: Run, report: Report) -> None:
         """Raises StaleRun when the evaluating attempt was given up."""
-        await self._fenced(run, lambda pipe: pipe.hset(keys.job(run.job_id), "report", report.model_dump_json()))
+        await self._fenced(run, lambda pipe: pipe.hset(keys.job(run.job_id), "report", packed(report)))
 
     async def report(self, job_id: str) -> Report:
         """Raises JobNotFound, or ReportNotReady before the evaluation has ended."""
@@ -34,13 +35,13 @@ class Results:
             raise JobNotFound(job_id)
         if raw is None:
             raise ReportNotReady(f"job {job_id} has no report yet: it appears when the evaluation has succeeded")
-        return Report.model_validate_json(raw)
+        return unpacked(Report, raw)
 
     async def save_model(self, run: Run, model: ModelRecord) -> None:
         """Raises StaleRun when the assembling attempt was given up."""
 
         def write(pipe: Pipeline) -> None:
-            pipe.set(keys.model(model.id), model.model_dump_json())
+            pipe.set(keys.model(model.id), packed(model))
             pipe.zadd(keys.MODELS, {model.id: 0})
 
         await self._fenced(run, write)
@@ -51,7 +52,7 @@ class Results:
             raw = cast(str | None, await self._redis.get(keys.model(model_id)))
         if raw is None:
             raise ModelNotFound(model_id)
-        return ModelRecord.model_validate_json(raw)
+        return unpacked(ModelRecord, raw)
 
     async def list_models(self, *, limit: int, after: str | None = None) -> tuple[list[ModelRecord], str | None]:
         """Newest first, and the cursor of the next page. Raises ConfigInvalid for a foreign cursor."""
@@ -60,16 +61,16 @@ class Results:
             ids = cast(list[str], await self._redis.zrevrangebylex(keys.MODELS, start, "-", 0, limit + 1))
             page = [keys.model(model_id) for model_id in ids[:limit]]
             raws = cast(list[str | None], await self._redis.mget(page)) if page else []
-        models = [ModelRecord.model_validate_json(raw) for raw in raws if raw is not None]
+        models = [unpacked(ModelRecord, raw) for raw in raws if raw is not None]
         return models, keys.make_cursor(ids[limit - 1]) if len(ids) > limit else None
 
     async def _fenced(self, run: Run, write: Callable[[Pipeline], object]) -> None:
         async def attempt(pipe: Pipeline) -> None:
-            tasks = await read_tasks(pipe, run.job_id)
-            if tasks[run.task].run != run:
-                raise StaleRun(f"{run} was given up; {tasks[run.task].run} is current")
+            current = (await read_job(pipe, run.job_id)).tasks[run.task]
+            if current.run != run:
+                raise StaleRun(f"{run} was given up; {current.run} is current")
             pipe.multi()
             write(pipe)
             await pipe.execute()
 
-        await transaction(self._redis, [keys.tasks(run.job_id)], attempt)
+        await transaction(self._redis, [keys.tasks(run.job_id), keys.job(run.job_id)], attempt)

@@ -14,6 +14,7 @@ import redis as redis_sync
 from dbserve.api.app import create_app
 from dbserve.embedded import redis_server_binary
 from dbserve.store import JobStore
+from tests.integration.keys_left import leaks
 from tests.integration.serving import settings
 
 
@@ -52,10 +53,12 @@ def redis_url(redis_socket: Path) -> str:
 
 
 @pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[JobStore]:
+async def store(redis_url: str, redis_socket: Path) -> AsyncIterator[JobStore]:
+    """Fails the test that leaves keys behind which nobody would ever find, or which expire and must not."""
     opened = JobStore.from_url(redis_url)
     yield opened
     await opened.aclose()
+    assert leaks(redis_socket) == []
 
 
 @pytest.fixture(scope="session")

@@ -44,8 +44,8 @@ def serving(chosen: Settings) -> Iterator[str]:
 async def submitted(store: JobStore, **changes: Any) -> str:
     """A job straight into the store: blocks 0 and 1, assembly, evaluation."""
     spec = small_spec(**changes)
-    record, _ = await store.create_job(spec, small_plan(spec), idempotency_key=None, request_digest="d")
-    return record.id
+    made, _ = await store.create_job(spec, small_plan(spec), idempotency_key=None, request_digest="d")
+    return made.record.id
 
 
 async def start(store: JobStore, job_id: str, task: str) -> Run:

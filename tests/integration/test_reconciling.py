@@ -64,19 +64,19 @@ async def test_a_reconciler_that_looked_longer_than_its_lease_does_not_act(store
 
 async def test_the_files_of_a_deleted_job_are_removed(store: JobStore, tmp_path: Path) -> None:
     job_id = await submitted(store)
-    await store.request_cancel(job_id)
-    await store.delete_job(job_id)
+    await store.wishes.cancel(job_id)
+    await store.wishes.delete(job_id)
     left = tmp_path / "jobs" / job_id / "block-0"
     left.mkdir(parents=True)
     await Reconciler(store, RememberingCluster(), tmp_path).tick()
     assert not left.parent.exists()
-    assert await store.deleted_jobs() == set()
+    assert await store.wishes.deleted() == set()
 
 
 async def test_what_a_worker_says_last_does_not_bring_a_deleted_job_back(store: JobStore) -> None:
     job_id = await submitted(store)
-    await store.request_cancel(job_id)
-    await store.delete_job(job_id)
+    await store.wishes.cancel(job_id)
+    await store.wishes.delete(job_id)
     run = Run(job_id=job_id, task="block-0", attempt=1)
     await store.history.append_logs(run, [(1.0, "info", "stopped: the job is not known")])
     assert not await store._redis.exists(keys.logs(job_id))  # pyright: ignore[reportPrivateUsage]

@@ -31,6 +31,7 @@ from dbserve.errors import (
     JobNotFound,
     JobNotTerminal,
     JobTerminal,
+    QuotaExceeded,
     StaleRun,
     StoreUnavailable,
 )
@@ -40,8 +41,8 @@ from tests.jobs import small_plan, small_spec
 
 async def submit(store: JobStore, key: str | None = None, digest: str = "d", **changes: object) -> str:
     spec = small_spec(**changes)
-    record, _ = await store.create_job(spec, small_plan(spec), idempotency_key=key, request_digest=digest)
-    return record.id
+    made, _ = await store.create_job(spec, small_plan(spec), idempotency_key=key, request_digest=digest)
+    return made.record.id
 
 
 async def drive(store: JobStore, run: Run, *, until: TaskState) -> None:
@@ -73,7 +74,7 @@ async def test_a_stored_job_reads_back_as_it_was_written(store: JobStore) -> Non
 
 
 async def test_an_unknown_job_is_said_to_be_unknown(store: JobStore) -> None:
-    for call in (store.snapshot, store.request_cancel, store.delete_job, store.history.events, store.results.report):
+    for call in (store.snapshot, store.wishes.cancel, store.wishes.delete, store.history.events, store.results.report):
         with pytest.raises(JobNotFound):
             await call("j00")
 
@@ -94,7 +95,7 @@ async def test_a_request_is_remembered_by_its_key_until_its_job_is_deleted(store
     with pytest.raises(IdempotencyMismatch):
         await store.recall("k", "other")
     await finish(store, job_id)
-    await store.delete_job(job_id)
+    await store.wishes.delete(job_id)
     assert await store.recall("k", "d") is None
 
 
@@ -143,8 +144,8 @@ async def test_a_job_runs_through_its_states_and_the_events_tell_it(store: JobSt
     events = await store.history.events(job_id)
     assert [event.kind for event in events] == ["job_created", *["launched", "started", "finished"] * 4, "job_finished"]
     assert events[-1].job_status is JobStatus.SUCCEEDED
-    assert await store.active_snapshots() == []
-    assert [job.record.id for job in await store.recent_snapshots()] == [job_id]
+    assert await store.active_outlines() == []
+    assert [job.record.id for job in await store.recent()] == [job_id]
     replay = await store.history.events(job_id, after=events[3].id)
     assert replay == events[4:]
 
@@ -179,17 +180,20 @@ async def test_a_crash_beyond_the_budget_fails_the_job(store: JobStore) -> None:
 
 async def test_cancel_before_anything_runs_ends_the_job_at_once(store: JobStore) -> None:
     job_id = await submit(store)
-    assert (await store.request_cancel(job_id)).status is JobStatus.CANCELLED
-    assert (await store.request_cancel(job_id)).status is JobStatus.CANCELLED, "cancel may be repeated"
-    assert await store.active_snapshots() == []
+    await store.wishes.cancel(job_id)
+    await store.wishes.cancel(job_id)
+    assert (await store.outline(job_id)).status is JobStatus.CANCELLED
+    assert await store.active_outlines() == []
+    assert [event.kind for event in await store.history.events(job_id)].count("job_cancel_requested") == 1
 
 
 async def test_cancel_of_a_running_job_waits_for_its_worker(store: JobStore) -> None:
     job_id = await submit(store)
     run = Run(job_id=job_id, task="block-0", attempt=1)
     await drive(store, run, until=TaskState.RUNNING)
-    assert (await store.request_cancel(job_id)).status is JobStatus.CANCELLING
-    await store.apply(CancelRequested(run=run, at=1.0))
+    await store.wishes.cancel(job_id)
+    assert (await store.outline(job_id)).status is JobStatus.CANCELLING
+    await store.apply(CancelRequested(run=run, stop_by=1.0))
     with pytest.raises(IllegalTransition):
         await store.apply(Finished(run=run, at=2.0))
     await store.apply(Stopped(run=run, at=3.0))
@@ -200,30 +204,108 @@ async def test_a_job_that_succeeded_cannot_be_cancelled(store: JobStore) -> None
     job_id = await submit(store)
     await finish(store, job_id)
     with pytest.raises(JobTerminal):
-        await store.request_cancel(job_id)
+        await store.wishes.cancel(job_id)
 
 
 async def test_deleting_leaves_no_key_but_the_note_to_remove_artefacts(store: JobStore, redis_url: str) -> None:
     job_id = await submit(store)
     with pytest.raises(JobNotTerminal):
-        await store.delete_job(job_id)
+        await store.wishes.delete(job_id)
     await finish(store, job_id)
-    await store.delete_job(job_id)
+    await store.wishes.delete(job_id)
     redis = Redis.from_url(redis_url, decode_responses=True)
     assert set(await redis.keys("*")) == {"dbserve:deleted"}
-    assert await store.deleted_jobs() == {job_id}
-    await store.artefacts_removed(job_id)
+    assert await store.wishes.deleted() == {job_id}
+    await store.wishes.artefacts_removed(job_id)
     assert await redis.keys("*") == []
     await redis.aclose()
 
 
-async def test_only_idempotency_records_expire(store: JobStore, redis_url: str) -> None:
-    await finish(store, await submit(store, key="k"))
-    redis = Redis.from_url(redis_url, decode_responses=True)
-    expiring = [key for key in await redis.keys("*") if await redis.ttl(key) != -1]
+async def test_the_stores_clock_dates_every_event_whatever_the_senders_clock_says(store: JobStore) -> None:
+    job_id = await submit(store)
+    run = Run(job_id=job_id, task="block-0", attempt=1)
+    await store.apply(Launched(run=run, at=1.0, cluster="c"))
+    await store.apply(Started(run=run, at=9e9, node="n", pid=1))
+    crash = Crashed(run=run, at=9e9, reason=Reason.WORKER_LOST, message="gone", retry_after=60.0)
+    task = await store.apply(crash)
+    now = await store.clock()
+    assert abs(now - time.time()) < 60
+    assert 0 < task.not_before - now <= 60.0
+    assert all(abs(event.at - now) < 60 for event in await store.history.events(job_id))
+
+
+async def test_a_heartbeat_is_dated_when_it_arrives(store: JobStore) -> None:
+    job_id = await submit(store)
+    run = Run(job_id=job_id, task="block-0", attempt=1)
+    await drive(store, run, until=TaskState.RUNNING)
+    await store.record_progress(Progress(run=run, step=3, total=20, heartbeat_at=1.0))
+    told = (await store.snapshot(job_id)).progress["block-0"]
+    assert (told.step, abs(told.heartbeat_at - await store.clock()) < 60) == (3, True)
+
+
+async def test_what_a_finished_attempt_still_says_is_not_written(store: JobStore) -> None:
+    job_id = await submit(store)
+    run = Run(job_id=job_id, task="block-0", attempt=1)
+    await drive(store, run, until=TaskState.SUCCEEDED)
+    await store.record_progress(Progress(run=run, step=3, total=20, heartbeat_at=1.0))
+    assert (await store.snapshot(job_id)).progress == {}
+
+
+async def test_a_look_at_active_jobs_follows_every_change(store: JobStore) -> None:
+    job_id, other = await submit(store), await submit(store)
+    run = Run(job_id=job_id, task="block-0", attempt=1)
+    assert {job.record.id for job in await store.active_outlines()} == {job_id, other}
+    await drive(store, run, until=TaskState.RUNNING)
+    await store.record_progress(Progress(run=run, step=3, total=20, heartbeat_at=1.0))
+    await store.wishes.pause(other)
+    looked = {job.record.id: job for job in await store.active_outlines()}
+    assert looked[job_id] == await store.outline(job_id)
+    assert looked[other] == await store.outline(other)
+    assert looked[job_id].progress["block-0"].step == 3
+    await store.wishes.cancel(other)
+    await store.wishes.delete(other)
+    assert [job.record.id for job in await store.active_outlines()] == [job_id]
+
+
+async def test_a_large_job_takes_little_room(store: JobStore, redis_url: str) -> None:
+    spec = small_spec(
+        architecture={"kind": "vit", "options": {"depth": 16, "width": 16, "heads": 2, "patch": 4}},
+        blocks={"count": 16},
+    )
+    made, _ = await store.create_job(spec, small_plan(spec), idempotency_key=None, request_digest="d")
+    redis = Redis.from_url(redis_url)
+    sizes = [await redis.memory_usage(key) for key in await redis.keys(f"dbserve:job:{made.record.id}*")]
     await redis.aclose()
-    assert all(key.startswith("dbserve:idempotency:") for key in expiring)
-    assert expiring
+    assert sum(sizes) < 16 * 1024, "10,000 of them fit into 160 MiB"
+
+
+async def test_a_quota_counts_what_has_not_ended(store: JobStore) -> None:
+    async def ask(owner: str) -> str:
+        made, _ = await store.create_job(
+            small_spec(), small_plan(), idempotency_key=None, request_digest="d", owner=owner, quota=2
+        )
+        return made.record.id
+
+    first = await ask("a")
+    await ask("a")
+    with pytest.raises(QuotaExceeded, match="2 jobs"):
+        await ask("a")
+    await ask("b")
+    await store.wishes.cancel(first)
+    await ask("a")
+
+
+async def test_fifty_requests_at_once_do_not_pass_a_quota(store: JobStore) -> None:
+    async def ask() -> bool:
+        try:
+            await store.create_job(
+                small_spec(), small_plan(), idempotency_key=None, request_digest="d", owner="a", quota=3
+            )
+        except QuotaExceeded:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*(ask() for _ in range(50)))) == 3
 
 
 async def test_dropped_events_are_said_and_never_skipped(store: JobStore, redis_url: str) -> None:
@@ -241,7 +323,7 @@ async def test_dropped_events_are_said_and_never_skipped(store: JobStore, redis_
 async def test_one_look_tells_what_arrived_to_each_of_several_jobs(store: JobStore) -> None:
     quiet, moving = await submit(store), await submit(store)
     seen = {job_id: await store.history.newest_event(job_id) for job_id in (quiet, moving)}
-    await store.request_cancel(moving)
+    await store.wishes.cancel(moving)
     arrived = await store.history.arrivals(seen)
     assert arrived[quiet] == []
     assert [event.kind for event in arrived[moving]][:1] == ["job_cancel_requested"]
@@ -254,8 +336,8 @@ async def test_a_look_leaves_out_jobs_that_were_deleted_or_whose_events_were_dro
     monkeypatch.setattr(history, "EVENTS_KEPT", 3)
     deleted, trimmed, whole = await submit(store), await submit(store), await submit(store)
     seen = {job_id: await store.history.newest_event(job_id) for job_id in (deleted, trimmed, whole)}
-    await store.request_cancel(deleted)
-    await store.delete_job(deleted)
+    await store.wishes.cancel(deleted)
+    await store.wishes.delete(deleted)
     await finish(store, trimmed)
     redis = Redis.from_url(redis_url)
     await redis.xtrim(f"dbserve:job:{trimmed}:events", maxlen=3, approximate=False)

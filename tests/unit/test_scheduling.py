@@ -1,24 +1,33 @@
 """decide(): a truth table of what must be done. No cluster, no store."""
 
 from collections.abc import Iterable
+from typing import Any
+
+import pytest
 
 from dbserve.contracts.cluster import Capacity, Resources
-from dbserve.contracts.snapshot import JobSnapshot
+from dbserve.contracts.job import JobSpec
+from dbserve.contracts.plan import TaskKind
+from dbserve.contracts.snapshot import JobOutline
 from dbserve.contracts.status import (
     Abandoned,
     CancelRequested,
+    Crashed,
     Held,
     Intent,
-    JobRecord,
     JobStatus,
+    PauseRequested,
     Reason,
+    Resumed,
     Run,
     Stopped,
     Task,
     TaskState,
 )
 from dbserve.lifecycle import new_tasks
-from dbserve.reconciler import Action, GiveUp, Launch, Note, Stop, decide, task_resources
+from dbserve.scheduling import Action, Bury, Launch, Limits, Note, Scene, Stop, decide, resources_of
+from dbserve.sight import Silence
+from dbserve.store.jobs import new_record
 from tests.jobs import small_plan, small_spec
 
 NOW = 1000.0
@@ -26,31 +35,44 @@ TWO_CPUS = Capacity((Resources(2.0, 0.0),))
 
 
 def a_job(
-    job_id: str = "j1", *, intent: Intent = Intent.RUN, gpus: float = 0.0, **tasks: dict[str, object]
-) -> JobSnapshot:
+    job_id: str = "j1",
+    *,
+    intent: Intent = Intent.RUN,
+    status: JobStatus = JobStatus.RUNNING,
+    owner: str = "",
+    spec: JobSpec | None = None,
+    **tasks: dict[str, object],
+) -> JobOutline:
     """A job of two blocks, an assembly and an evaluation; keywords change tasks (block_0={...})."""
-    spec = small_spec(resources={"gpus_per_block": gpus})
+    spec = spec or small_spec()
     plan = small_plan(spec)
-    fresh = {task.run.task: task for task in new_tasks(job_id, plan, spec.retry, now=0.0)}
+    fresh = {task.run.task: task for task in new_tasks(job_id, plan, spec, now=0.0)}
     for name, changes in tasks.items():
-        key = name.replace("_", "-")
+        key = name if name in fresh else name.replace("_", "-")
         fresh[key] = fresh[key].model_copy(update={"cluster": "c1", **changes})
-    return JobSnapshot(
-        record=JobRecord(id=job_id, name="small", labels={}, created_at=0.0, intent=intent),
-        status=JobStatus.RUNNING,
-        spec=spec,
-        plan=plan,
-        tasks=fresh,
-        progress={},
-    )
+    record = new_record(job_id, spec, plan, owner=owner, now=0.0).model_copy(update={"intent": intent})
+    return JobOutline(record=record, status=status, tasks=fresh, progress={})
 
 
 def run_of(job_id: str, task: str, attempt: int = 1) -> Run:
     return Run(job_id=job_id, task=task, attempt=attempt)
 
 
-def decided(jobs: Iterable[JobSnapshot], alive: Iterable[Run] = (), capacity: Capacity = TWO_CPUS) -> list[Action]:
-    return list(decide(list(jobs), set(alive), capacity, "c1", NOW))
+def decided(
+    jobs: Iterable[JobOutline], alive: Iterable[Run] = (), capacity: Capacity = TWO_CPUS, **scene: Any
+) -> list[Action]:
+    """Every worker that lives was asked for by this reconciler, unless `asked` says otherwise."""
+    alive = set(alive)
+    known = {"jobs": list(jobs), "alive": alive, "capacity": capacity, "cluster": "c1", "now": NOW, "asked": alive}
+    return list(decide(Scene(**(known | scene))))
+
+
+def launched(actions: Iterable[Action]) -> list[Run]:
+    return [action.run for action in actions if isinstance(action, Launch)]
+
+
+def on_gpus(count: float) -> JobSpec:
+    return small_spec(resources={"gpus_per_block": count})
 
 
 RUNNING: dict[str, object] = {"state": TaskState.RUNNING}
@@ -65,8 +87,7 @@ def test_a_task_of_several_workers_holds_what_all_of_them_need_and_assembly_need
     spec = small_spec(
         resources={"cpus_per_block": 2.0, "gpus_per_block": 0.5}, evaluation={"baselines": ["data_parallel"]}
     )
-    plan = small_plan(spec)
-    held = {task.name: task_resources(task, spec.resources) for task in plan.tasks}
+    held = {task.run.task: resources_of(task) for task in new_tasks("j1", small_plan(spec), spec, now=0.0)}
     assert held["block-0"] == Resources(2.0, 0.5)
     assert held["data_parallel"] == Resources(4.0, 1.0)
     assert held["assembly"] == Resources(1.0, 0.0)
@@ -74,18 +95,14 @@ def test_a_task_of_several_workers_holds_what_all_of_them_need_and_assembly_need
 
 def test_nothing_is_launched_beyond_what_the_cluster_has() -> None:
     actions = decided([a_job("j1"), a_job("j2")])
-    assert [action.run for action in actions if isinstance(action, Launch)] == [
-        run_of("j1", "block-0"),
-        run_of("j1", "block-1"),
-    ], "first come, first served"
+    assert launched(actions) == [run_of("j1", "block-0"), run_of("j1", "block-1")], "first come, first served"
 
 
 def test_a_cancelling_worker_keeps_its_place_until_it_is_gone() -> None:
     job = a_job(intent=Intent.CANCEL, block_0={"state": TaskState.CANCELLING}, block_1={"state": TaskState.CANCELLED})
     other = a_job("j2")
     alive = [run_of("j1", "block-0")]
-    launched = [action.run for action in decided([job, other], alive) if isinstance(action, Launch)]
-    assert launched == [run_of("j2", "block-0")]
+    assert launched(decided([job, other], alive)) == [run_of("j2", "block-0")]
 
 
 def test_what_runs_as_wanted_is_left_alone() -> None:
@@ -94,17 +111,21 @@ def test_what_runs_as_wanted_is_left_alone() -> None:
 
 
 def test_a_worker_that_is_gone_is_given_up_and_waits_its_backoff() -> None:
-    job = a_job(block_0=RUNNING, block_1=RUNNING)
+    spec = small_spec(retry={"backoff_seconds": 2.0})
+    job = a_job(spec=spec, block_0={**RUNNING, "crashes": 1}, block_1=RUNNING)
     [action] = decided([job], [run_of("j1", "block-1")])
-    assert isinstance(action, GiveUp)
-    assert (action.task.run, action.reason, action.retry_at) == (run_of("j1", "block-0"), Reason.WORKER_LOST, NOW)
+    assert isinstance(action, Bury)
+    assert isinstance(action.event, Crashed)
+    assert action.task.run == action.event.run == run_of("j1", "block-0")
+    assert (action.event.reason, action.event.retry_after) == (Reason.WORKER_LOST, 4.0), "the second crash"
 
 
 def test_a_worker_lost_with_its_whole_cluster_is_a_preemption() -> None:
     job = a_job(block_0={**RUNNING, "cluster": "before-the-restart"}, block_1=SUCCEEDED)
     [action] = decided([job])
-    assert isinstance(action, GiveUp)
-    assert action.reason is Reason.PREEMPTED
+    assert isinstance(action, Bury)
+    assert isinstance(action.event, Crashed)
+    assert action.event.reason is Reason.PREEMPTED
 
 
 def test_a_superseded_attempt_that_still_lives_is_stopped() -> None:
@@ -114,43 +135,176 @@ def test_a_superseded_attempt_that_still_lives_is_stopped() -> None:
     ]
 
 
+HEARD = Silence(heartbeat=1.0, step=1.0)
+
+
+@pytest.mark.parametrize(
+    ("silence", "replaced"),
+    [
+        (HEARD, False),
+        (Silence(heartbeat=17.0, step=17.0), False),
+        (Silence(heartbeat=19.0, step=19.0), True),
+        (Silence(heartbeat=1.0, step=1799.0), False),
+        (Silence(heartbeat=1.0, step=1801.0), True),
+    ],
+)
+def test_liveness_and_progress_have_deadlines_of_their_own(silence: Silence, replaced: bool) -> None:
+    run = run_of("j1", "block-0")
+    job = a_job(block_0=RUNNING, block_1=SUCCEEDED)
+    actions = decided([job], [run], silence={run: silence})
+    assert [action.event.reason for action in actions if isinstance(action, Bury)] == [Reason.STALLED] * replaced  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_worker_that_was_not_looked_at_is_not_called_silent() -> None:
+    run = run_of("j1", "block-0")
+    assert decided([a_job(block_0=RUNNING, block_1=SUCCEEDED)], [run], silence={}) == []
+
+
+def test_an_evaluation_takes_no_steps_and_is_not_given_up_for_it() -> None:
+    run = run_of("j1", "evaluation")
+    job = a_job(block_0=SUCCEEDED, block_1=SUCCEEDED, assembly=SUCCEEDED, evaluation=RUNNING)
+    assert decided([job], [run], silence={run: Silence(heartbeat=1.0, step=1e6)}) == []
+
+
+def test_a_worker_that_another_reconciler_recorded_is_asked_for_again_whether_or_not_it_is_there() -> None:
+    run = run_of("j1", "block-0")
+    job = a_job(block_0={"state": TaskState.LAUNCHED}, block_1=SUCCEEDED)
+    for alive in ([], [run]):
+        assert decided([job], alive, asked=set()) == [Launch(run, Resources(1.0, 0.0))]
+    [action] = decided([job], [], asked={run})
+    assert isinstance(action, Bury), "asked for, and not there: it died"
+    assert decided([job], [run], asked={run}) == []
+
+
+def test_a_worker_that_never_begins_is_given_up() -> None:
+    run = run_of("j1", "block-0")
+    job = a_job(block_0={"state": TaskState.LAUNCHED}, block_1=SUCCEEDED)
+    assert decided([job], [run], silence={run: Silence(299.0, 299.0)}) == []
+    [action] = decided([job], [run], silence={run: Silence(301.0, 301.0)})
+    assert isinstance(action, Bury)
+
+
 def test_a_worker_of_a_job_nobody_knows_is_stopped() -> None:
     assert decided([], [run_of("gone", "block-0")]) == [Stop(run_of("gone", "block-0"))]
 
 
-def test_cancel_asks_first_stops_then_and_confirms_last() -> None:
+REST: dict[str, dict[str, object]] = {
+    "block_1": {"state": TaskState.CANCELLED},
+    "assembly": {"state": TaskState.CANCELLED},
+    "evaluation": {"state": TaskState.CANCELLED},
+}
+
+
+def test_cancel_asks_first_kills_after_its_grace_and_confirms_last() -> None:
     run = run_of("j1", "block-0")
-    rest: dict[str, dict[str, object]] = {
-        "block_1": {"state": TaskState.CANCELLED},
-        "assembly": {"state": TaskState.CANCELLED},
-        "evaluation": {"state": TaskState.CANCELLED},
-    }
-    asked = a_job(intent=Intent.CANCEL, block_0=RUNNING, **rest)
-    assert decided([asked], [run]) == [Note(CancelRequested(run=run, at=NOW))]
-    cancelling = a_job(intent=Intent.CANCEL, block_0={"state": TaskState.CANCELLING, "node": "n", "pid": 7}, **rest)
-    assert decided([cancelling], [run]) == [Stop(run, "n", 7)]
-    assert decided([cancelling]) == [Note(Stopped(run=run, at=NOW))]
+    asked = a_job(intent=Intent.CANCEL, block_0=RUNNING, **REST)
+    assert decided([asked], [run]) == [Note(CancelRequested(run=run, stop_by=NOW + 30.0))]
+    cancelling = a_job(
+        intent=Intent.CANCEL, block_0={"state": TaskState.CANCELLING, "stop_by": NOW + 1, "pid": 7}, **REST
+    )
+    task = cancelling.tasks["block-0"]
+    assert decided([cancelling], [run]) == [], "it saves its last checkpoint"
+    assert decided([cancelling], [run], now=NOW + 2) == [Stop(run, task)]
+    assert decided([cancelling]) == [Bury(task, Stopped(run=run))]
+
+
+@pytest.mark.parametrize("state", [TaskState.LAUNCHED, TaskState.RUNNING])
+def test_what_has_nothing_to_save_gets_no_grace(state: TaskState) -> None:
+    run = run_of("j1", "evaluation")
+    kind = {"kind": TaskKind.EVALUATION}
+    rest = dict.fromkeys(("block_0", "block_1", "assembly"), SUCCEEDED)
+    job = a_job(intent=Intent.CANCEL, evaluation={"state": state, **kind}, **rest)
+    assert decided([job], [run]) == [Note(CancelRequested(run=run, stop_by=NOW))]
+
+
+def test_a_pause_stops_what_runs_and_keeps_what_waits_from_starting() -> None:
+    run = run_of("j1", "block-0")
+    job = a_job(intent=Intent.PAUSE, block_0=RUNNING)
+    asked = [action.event for action in decided([job], [run]) if isinstance(action, Note)]
+    assert asked[0] == PauseRequested(run=run, stop_by=NOW + 30.0)
+    assert {event.run.task for event in asked} == {"block-0", "block-1", "assembly", "evaluation"}
+    assert not launched(decided([job], [run]))
+
+
+def test_a_resumed_job_wakes_what_was_still_stopping_when_it_was_resumed() -> None:
+    job = a_job(block_0={"state": TaskState.PAUSED}, block_1=SUCCEEDED)
+    assert decided([job]) == [Note(Resumed(run=run_of("j1", "block-0")))]
+
+
+def test_past_its_total_deadline_a_job_is_ended_and_its_workers_get_their_grace() -> None:
+    spec = small_spec(deadlines={"total_seconds": NOW - 1.0})
+    run = run_of("j1", "block-0")
+    events = [
+        action.event for action in decided([a_job(spec=spec, block_0=RUNNING)], [run]) if isinstance(action, Note)
+    ]
+    assert len(events) == 4
+    for event in events:
+        assert isinstance(event, CancelRequested)
+        assert event.reason is Reason.DEADLINE_EXCEEDED
+    assert [event.stop_by for event in events if isinstance(event, CancelRequested)] == [NOW + 30.0, NOW, NOW, NOW]
+    later = small_spec(deadlines={"total_seconds": NOW + 1.0})
+    assert decided([a_job(spec=later, block_0=RUNNING, block_1=SUCCEEDED)], [run]) == []
+
+
+def test_the_queue_deadline_ends_only_what_has_not_begun() -> None:
+    spec = small_spec(deadlines={"queue_seconds": NOW - 1.0})
+    waits = decided([a_job(spec=spec, status=JobStatus.QUEUED)])
+    assert {type(action.event) for action in waits if isinstance(action, Note)} == {CancelRequested}
+    assert launched(decided([a_job(spec=spec)])), "it has begun before"
+
+
+def test_higher_priorities_start_first() -> None:
+    urgent = small_spec(queue={"priority": 5})
+    assert launched(decided([a_job("j1"), a_job("j2", spec=urgent)])) == [
+        run_of("j2", "block-0"),
+        run_of("j2", "block-1"),
+    ]
+
+
+def test_owners_take_turns_and_whoever_holds_fewer_workers_is_next() -> None:
+    four = Capacity((Resources(4.0, 0.0),))
+    greedy = [a_job(f"j{number}", owner="a") for number in range(1, 4)]
+    other = a_job("j9", owner="b")
+    started = launched(decided([*greedy, other], capacity=four))
+    assert [(run.job_id, run.task) for run in started] == [
+        ("j1", "block-0"), ("j9", "block-0"), ("j1", "block-1"), ("j9", "block-1"),
+    ]  # fmt: skip
+    busy = a_job("j0", owner="b", block_0=RUNNING, block_1=RUNNING)
+    alive = [run_of("j0", "block-0"), run_of("j0", "block-1")]
+    assert {run.job_id for run in launched(decided([*greedy, other, busy], alive, capacity=four))} == {"j1"}
+
+
+def test_a_job_holds_no_more_workers_than_it_may() -> None:
+    one = small_spec(queue={"max_concurrent_blocks": 1})
+    assert launched(decided([a_job("j1", spec=one), a_job("j2")])) == [run_of("j1", "block-0"), run_of("j2", "block-0")]
+
+
+def test_the_deployments_limits_hold() -> None:
+    four = Capacity((Resources(4.0, 0.0),))
+    jobs = [a_job("j1"), a_job("j2")]
+    assert [run.job_id for run in launched(decided(jobs, capacity=four, limits=Limits(jobs=1)))] == ["j1", "j1"]
+    assert len(launched(decided(jobs, capacity=four, limits=Limits(tasks=3)))) == 3
 
 
 def test_what_needs_a_failed_block_is_abandoned() -> None:
     job = a_job(block_0={"state": TaskState.FAILED}, block_1=SUCCEEDED)
-    assert decided([job]) == [Note(Abandoned(run=run_of("j1", "assembly"), at=NOW, message="block-0 did not succeed"))]
+    assert decided([job]) == [Note(Abandoned(run=run_of("j1", "assembly"), message="block-0 did not succeed"))]
 
 
 def test_a_task_that_no_node_can_ever_hold_says_so_once() -> None:
-    job = a_job(gpus=1.0)
+    job = a_job(spec=on_gpus(1.0))
     notes = [action.event for action in decided([job]) if isinstance(action, Note)]
     assert [event.run.task for event in notes] == ["block-0", "block-1"]
     assert isinstance(notes[0], Held)
     assert notes[0].message == "needs 1 CPUs and 1 GPUs on one node; the largest node has 2 CPUs and 0 GPUs"
     told: dict[str, object] = {"reason": Reason.UNSCHEDULABLE, "message": notes[0].message}
-    assert decided([a_job(gpus=1.0, block_0=told, block_1=told)]) == []
+    assert decided([a_job(spec=on_gpus(1.0), block_0=told, block_1=told)]) == []
 
 
 def test_two_small_nodes_do_not_make_a_large_one() -> None:
-    job = a_job(gpus=2.0)
+    job = a_job(spec=on_gpus(2.0))
     two = Capacity((Resources(4.0, 1.0), Resources(4.0, 1.0)))
-    assert not [action for action in decided([job], capacity=two) if isinstance(action, Launch)]
+    assert not launched(decided([job], capacity=two))
 
 
 def test_a_task_in_backoff_waits() -> None:
@@ -162,13 +316,13 @@ def test_a_task_in_backoff_waits() -> None:
 
 def test_a_wide_task_that_waits_is_not_overtaken_by_narrow_ones_that_came_later() -> None:
     wide = small_spec(evaluation={"baselines": ["data_parallel"]})
-    plan = small_plan(wide)
-    done = {task.run.task: task for task in new_tasks("j1", plan, wide.retry, now=0.0)}
-    done |= {name: done[name].model_copy(update={"cluster": "c1", **SUCCEEDED}) for name in ("block-0", "block-1")}
-    first = a_job("j1").model_copy(update={"spec": wide, "plan": plan, "tasks": done})
+    first = a_job("j1", spec=wide, block_0=SUCCEEDED, block_1=SUCCEEDED)
     busy = a_job("j2", block_0=RUNNING)
     alive = [run_of("j2", "block-0")]
+    assert launched(decided([first, busy], alive)) == [], (
+        "the CPU that is free is kept for data_parallel, which needs two"
+    )
 
-    launched = [action.run for action in decided([first, busy], alive) if isinstance(action, Launch)]
 
-    assert launched == [], "the CPU that is free is kept for data_parallel, which needs two"
+def test_a_cluster_that_shows_no_node_yet_makes_nothing_unschedulable() -> None:
+    assert decided([a_job()], capacity=Capacity(())) == []

@@ -1,0 +1,80 @@
+"""Every job that has not ended, twice a second, for a reconciler: what has not changed is not read again."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+
+from dbserve.contracts.snapshot import JobOutline
+from dbserve.contracts.status import HELD, STOPPING
+from dbserve.store import keys
+from dbserve.store.connection import reaching_redis
+from dbserve.store.snapshots import as_outline, current_progress
+
+
+class Outlines:
+    """Keeps the outlines it read, by the job's revision, which every change of tasks or intent raises."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._known: dict[str, tuple[str, JobOutline]] = {}
+
+    async def active(self) -> list[JobOutline]:
+        """Oldest first."""
+        async with reaching_redis():
+            ids = sorted(await cast(Awaitable[set[str]], self._redis.smembers(keys.ACTIVE)))
+            revisions = await self._each(ids, _ask_revision)
+        changed = [
+            job_id
+            for job_id, revision in zip(ids, revisions, strict=True)
+            if revision is None or (known := self._known.get(job_id)) is None or known[0] != revision
+        ]
+        self._known = {job_id: self._known[job_id] for job_id in ids if job_id in self._known}
+        await self._learn(changed)
+        return await self._with_progress([self._known[job_id][1] for job_id in ids if job_id in self._known])
+
+    async def _learn(self, ids: Sequence[str]) -> None:
+        if not ids:
+            return
+        async with reaching_redis():
+            pipe = self._redis.pipeline(transaction=True)
+            for job_id in ids:
+                pipe.hmget(keys.job(job_id), ["record", "intent", "finished_at", "revision"])
+                pipe.hgetall(keys.tasks(job_id))
+            answers: list[Any] = await pipe.execute()
+        for place, job_id in enumerate(ids):
+            head, tasks = answers[2 * place : 2 * place + 2]
+            if head[0] is None:  # deleted meanwhile
+                self._known.pop(job_id, None)
+            else:
+                self._known[job_id] = head[3], as_outline(head[:3], tasks, {})
+
+    async def _with_progress(self, outlines: list[JobOutline]) -> list[JobOutline]:
+        """Heartbeats change no revision; only tasks with workers have any."""
+        held = HELD | STOPPING
+        running = [job for job in outlines if any(task.state in held for task in job.tasks.values())]
+        async with reaching_redis():
+            told = await self._each([job.record.id for job in running], _ask_progress)
+        progress = {job.record.id: current_progress(job.tasks, raw) for job, raw in zip(running, told, strict=True)}
+        return [
+            job.model_copy(update={"progress": progress[job.record.id]}) if job.record.id in progress else job
+            for job in outlines
+        ]
+
+    async def _each(self, ids: Sequence[str], ask: Callable[[Pipeline, str], object]) -> list[Any]:
+        """One question about each of the jobs, in one round trip."""
+        if not ids:
+            return []
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in ids:
+            ask(pipe, job_id)
+        return await pipe.execute()
+
+
+def _ask_revision(pipe: Pipeline, job_id: str) -> None:
+    pipe.hget(keys.job(job_id), "revision")
+
+
+def _ask_progress(pipe: Pipeline, job_id: str) -> None:
+    pipe.hgetall(keys.progress(job_id))

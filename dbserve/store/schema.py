@@ -1,0 +1,150 @@
+"""Which schema a Redis holds, whether it can be trusted with one, and how an older one becomes ours.
+
+1: tasks without resources, place and budgets; spec and plan as plain JSON; no revisions.
+2: this version's. Values of the first are still read, so an upgrade that was cut short is simply run again.
+"""
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.exceptions import ResponseError
+
+from dbserve.contracts.job import JobSpec
+from dbserve.contracts.plan import JobPlan
+from dbserve.contracts.status import Intent, JobRecord, Reason, Task
+from dbserve.errors import StoreUnavailable
+from dbserve.lifecycle import new_tasks
+from dbserve.store import keys
+from dbserve.store.codec import brief, packed, unpacked
+from dbserve.store.connection import reaching_redis, transaction
+from dbserve.store.lease import Lease
+
+SCHEMA = "2"
+UPGRADABLE = ("1",)
+UPGRADE_SECONDS = 60.0  # how long another process's upgrade is left alone before it is taken for dead
+EVICTING = "Redis evicts data when memory is short (maxmemory-policy {policy}), and a job could be lost: set noeviction"
+
+
+class Schema:
+    """Asked before anything is trusted to a Redis."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def check(self) -> None:
+        """Raises StoreUnavailable unless Redis answers, evicts nothing, and holds the schema of this version."""
+        async with reaching_redis():
+            await self._redis.set(keys.SCHEMA_KEY, SCHEMA, nx=True)
+            schema = cast(str, await self._redis.get(keys.SCHEMA_KEY))
+        if schema in UPGRADABLE:
+            raise StoreUnavailable(f"Redis holds schema {schema!r}, which is being upgraded to {SCHEMA!r}")
+        if schema != SCHEMA:
+            raise StoreUnavailable(f"Redis holds schema {schema!r}; this version speaks {SCHEMA!r}")
+        await self._refuse_eviction()
+
+    async def _refuse_eviction(self) -> None:
+        try:
+            async with reaching_redis():
+                found = cast(
+                    dict[str, str],
+                    await self._redis.config_get("maxmemory-policy"),  # pyright: ignore[reportUnknownMemberType]
+                )
+        except StoreUnavailable as refused:
+            if isinstance(refused.__cause__, ResponseError):  # a managed Redis may forbid to ask
+                return
+            raise
+        policy = found.get("maxmemory-policy", "noeviction")
+        if policy != "noeviction":
+            raise StoreUnavailable(EVICTING.format(policy=policy))
+
+    async def upgrade(self) -> int:
+        """Brings an older schema to this one, job by job, while nobody serves it; returns how many jobs it rewrote.
+
+        Harmless to run twice, and in two processes: one does it, under a lease, and the other waits its turn by being
+        refused. An older version that still runs must be stopped first: it does not know what it would read.
+
+        Raises:
+            StoreUnavailable: Redis is away, holds a schema of the future, or another process is upgrading it.
+        """
+        async with reaching_redis():
+            await self._redis.set(keys.SCHEMA_KEY, SCHEMA, nx=True)
+            schema = cast(str, await self._redis.get(keys.SCHEMA_KEY))
+        if schema not in UPGRADABLE:
+            return 0
+        lease, holder = Lease(self._redis, keys.UPGRADE), secrets.token_hex(8)
+        if not await lease.hold(holder, ttl_seconds=UPGRADE_SECONDS):
+            raise StoreUnavailable("another process is upgrading what Redis holds; try again when it is done")
+        async with reaching_redis():
+            ids = cast(list[str], await self._redis.zrange(keys.JOBS, 0, -1))  # pyright: ignore[reportUnknownMemberType]
+        await self._renew_requests()
+        for job_id in ids:
+            await self._upgrade_job(job_id)
+            if not await lease.hold(holder, ttl_seconds=UPGRADE_SECONDS):
+                raise StoreUnavailable("another process took the upgrade over")
+        async with reaching_redis():
+            await self._redis.set(keys.SCHEMA_KEY, SCHEMA)
+        await lease.drop(holder)
+        return len(ids)
+
+    async def _upgrade_job(self, job_id: str) -> None:
+        async def attempt(pipe: Pipeline) -> None:
+            fields = await cast(Awaitable[dict[str, str]], pipe.hgetall(keys.job(job_id)))
+            raw_tasks = await cast(Awaitable[dict[str, str]], pipe.hgetall(keys.tasks(job_id)))
+            if not fields or "revision" in fields:
+                return
+            spec, plan = unpacked(JobSpec, fields["spec"]), unpacked(JobPlan, fields["plan"])
+            record = JobRecord.model_validate_json(fields["record"])
+            record = record.model_copy(
+                update={
+                    "architecture": plan.contract.architecture,
+                    "retry": spec.retry,
+                    "deadlines": spec.deadlines,
+                    "queue": spec.queue,
+                    "grace_seconds": spec.checkpoint.grace_seconds,
+                    "intent": Intent.RUN,  # told by its own field
+                }
+            )
+            fresh = {task.run.task: task for task in new_tasks(job_id, plan, spec, now=record.created_at)}
+            tasks = {
+                name: brief(_upgraded(Task.model_validate_json(raw), fresh[name])) for name, raw in raw_tasks.items()
+            }
+            pipe.multi()
+            update: dict[Any, Any] = {
+                "record": brief(record),
+                "spec": packed(spec),
+                "plan": packed(plan),
+                "revision": "1",
+            }
+            pipe.hset(keys.job(job_id), mapping=update)
+            pipe.hset(keys.tasks(job_id), mapping=cast("dict[Any, Any]", tasks))
+            await pipe.execute()
+
+        await transaction(self._redis, [keys.job(job_id), keys.tasks(job_id)], attempt)
+
+    async def _renew_requests(self) -> None:
+        """A repeated request is known by the digest of its spec, and the spec has more fields now."""
+        async with reaching_redis():
+            every = cast(AsyncIterator[str], self._redis.scan_iter(match=keys.EVERY_REQUEST))  # pyright: ignore[reportUnknownMemberType]
+            for key in [key async for key in every]:
+                raw = cast(str | None, await self._redis.get(key))
+                known: dict[str, str] = json.loads(raw) if raw else {}
+                spec = await cast(Awaitable[str | None], self._redis.hget(keys.job(known.get("job_id", "")), "spec"))
+                if spec is not None:
+                    renewed = json.dumps(known | {"digest": unpacked(JobSpec, spec).digest()})
+                    await self._redis.set(key, renewed, xx=True, keepttl=True)
+
+
+def _upgraded(task: Task, fresh: Task) -> Task:
+    """What the first schema did not say of a task, from its plan; what it counted in one, counted in two."""
+    preemptions = task.restarts.get(Reason.PREEMPTED, 0)
+    return task.model_copy(
+        update={
+            **fresh.model_dump(include={"place", "steps", "cpus", "gpus", "max_preemptions", "micro_rows"}),
+            "crashes": sum(task.restarts.values()) - preemptions,
+            "preemptions": preemptions,
+        }
+    )

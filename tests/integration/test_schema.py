@@ -1,0 +1,145 @@
+"""Redis as an earlier version left it, and a Redis that cannot be trusted."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from dbserve.contracts.status import Intent, JobStatus, Launched, Reason, Run, TaskState
+from dbserve.errors import IdempotencyMismatch, StoreUnavailable
+from dbserve.jobfile import parse_job
+from dbserve.store import JobStore, keys
+from dbserve.store.schema import SCHEMA
+from tests.jobs import small_spec
+
+FIRST = json.loads((Path(__file__).parent / "fixtures" / "schema_1.json").read_text())
+JOBS: dict[str, str] = FIRST["jobs"]
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> Any:
+    client = Redis.from_url(redis_url, decode_responses=True)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def first(redis: Redis, store: JobStore) -> JobStore:
+    """The store on a Redis that holds what the first schema's code wrote there."""
+    for key, entry in FIRST["keys"].items():
+        value: Any = entry["value"]
+        match entry["type"]:
+            case "string":
+                await redis.set(key, value, ex=3600 if entry["ttl"] else None)
+            case "hash":
+                await redis.hset(key, mapping=value)
+            case "set":
+                await redis.sadd(key, *value)
+            case "zset":
+                await redis.zadd(key, dict(value))
+            case _:
+                for entry_id, fields in value:
+                    await redis.xadd(key, fields, id=entry_id)
+    return store
+
+
+async def test_before_its_upgrade_an_older_schema_is_refused(first: JobStore) -> None:
+    with pytest.raises(StoreUnavailable, match="being upgraded"):
+        await first.ping()
+
+
+async def test_the_first_schema_is_upgraded_and_nothing_of_it_is_lost(first: JobStore, redis: Redis) -> None:
+    assert await first.schema.upgrade() == 6
+    await first.ping()
+    assert await redis.get(keys.SCHEMA_KEY) == SCHEMA
+    statuses = {name: (await first.snapshot(job_id)).status for name, job_id in JOBS.items() if name != "deleted"}
+    assert statuses == {
+        "queued": JobStatus.QUEUED,
+        "recovered": JobStatus.RUNNING,
+        "succeeded": JobStatus.SUCCEEDED,
+        "failed": JobStatus.FAILED,
+        "cancelled": JobStatus.CANCELLED,
+        "cancelling": JobStatus.CANCELLING,
+    }
+    recovered = await first.snapshot(JOBS["recovered"])
+    task = recovered.tasks["block-0"]
+    assert (task.run.attempt, task.crashes, task.preemptions, task.steps, task.micro_rows) == (3, 1, 1, 20, 32)
+    assert task.restarts == {Reason.WORKER_LOST: 1, Reason.PREEMPTED: 1}
+    assert [ref.step for ref in task.checkpoints] == [5]
+    assert list(recovered.tasks) == ["block-0", "block-1", "assembly", "evaluation"]
+    assert recovered.record.architecture == "vit"
+    assert recovered.record.retry == recovered.spec.retry
+    assert (await first.snapshot(JOBS["queued"])).record.labels == {"team": "a"}
+    assert (await first.snapshot(JOBS["cancelling"])).record.intent is Intent.CANCEL
+    assert [line.message for line in await first.history.logs(JOBS["recovered"])] == ["attempt 1 of block-0 begins"]
+    assert (await first.results.model(JOBS["succeeded"])).name == "succeeded"
+    assert await first.wishes.deleted() == {JOBS["deleted"]}
+
+
+async def test_an_upgraded_job_goes_on(first: JobStore) -> None:
+    await first.schema.upgrade()
+    run = Run(job_id=JOBS["recovered"], task="block-0", attempt=3)
+    assert (await first.apply(Launched(run=run, cluster="c"))).state is TaskState.LAUNCHED
+    await first.wishes.pause(JOBS["queued"])
+    assert (await first.outline(JOBS["queued"])).status is JobStatus.PAUSED
+    assert {job.record.id for job in await first.active_outlines()} == {
+        JOBS[name] for name in ("queued", "recovered", "cancelling")
+    }
+
+
+async def test_a_request_repeated_over_an_upgrade_still_finds_its_job(first: JobStore) -> None:
+    await first.schema.upgrade()
+    spec = small_spec(name="queued", labels={"team": "a"})
+    found = await first.recall("key-1", parse_job(spec.model_dump_json().encode(), "json").digest())
+    assert found is not None
+    assert found.id == JOBS["queued"]
+    with pytest.raises(IdempotencyMismatch):
+        await first.recall("key-1", small_spec(name="other").digest())
+
+
+async def test_an_upgrade_that_is_run_twice_or_was_cut_short_ends_the_same(first: JobStore, redis: Redis) -> None:
+    await first.schema._upgrade_job(JOBS["recovered"])  # pyright: ignore[reportPrivateUsage]
+    await first.schema.upgrade()
+    before = await first.snapshot(JOBS["recovered"])
+    assert await first.schema.upgrade() == 0
+    await redis.set(keys.SCHEMA_KEY, "1")
+    await first.schema.upgrade()
+    assert await first.snapshot(JOBS["recovered"]) == before
+    assert before.tasks["block-0"].crashes == 1
+
+
+async def test_two_processes_that_upgrade_at_once_do_no_harm(first: JobStore, redis_url: str) -> None:
+    other = JobStore.from_url(redis_url)
+    ended = await asyncio.gather(first.schema.upgrade(), other.schema.upgrade(), return_exceptions=True)
+    await other.aclose()
+    assert any(isinstance(end, int) for end in ended)
+    assert all(isinstance(end, int | StoreUnavailable) for end in ended)
+    assert (await first.snapshot(JOBS["recovered"])).tasks["block-0"].crashes == 1
+
+
+async def test_a_schema_of_the_future_is_refused(store: JobStore, redis: Redis) -> None:
+    await redis.set(keys.SCHEMA_KEY, "99")
+    with pytest.raises(StoreUnavailable, match="'99'"):
+        await store.ping()
+    assert await store.schema.upgrade() == 0
+
+
+@pytest.fixture
+def evicting(redis_url: str) -> Iterator[None]:
+    import redis as redis_sync
+
+    client: Any = redis_sync.Redis.from_url(redis_url)
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    yield
+    client.config_set("maxmemory-policy", "noeviction")
+    client.close()
+
+
+@pytest.mark.usefixtures("evicting")
+async def test_a_redis_that_evicts_is_not_trusted_with_jobs(store: JobStore) -> None:
+    with pytest.raises(StoreUnavailable, match="noeviction"):
+        await store.ping()
