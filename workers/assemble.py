@@ -1,14 +1,13 @@
 """Assembly: B trained blocks and their plan become one model directory; and back, refusing what does not belong.
 
     models/<model_id>/block-0.safetensors ...  metadata: contract_hash, block, layers
-                     /model.json               ModelManifest, written last
+                     /model.json               ModelManifest, visible last
 
 Accuracy does not reveal a wrong order or a foreign code table (docs/method.md), so the files themselves must.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -18,12 +17,13 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
+from dbserve.artefacts import Artefacts, Place
 from dbserve.contracts.plan import BlockPlan, Contract, JobPlan, TaskKind
 from dbserve.contracts.status import CheckpointRef
 from dbserve.errors import CheckpointInvalid, ContractMismatch, StorageError
 from workers import checkpoint
 from workers.models import architecture
-from workers.storage import FileDigest, check_digest, digest, read_tensors, whole_directory, write_tensors
+from workers.storage import FileDigest, check_digest, digest, read_tensors, write_tensors
 
 MODEL = "model.json"
 
@@ -55,38 +55,29 @@ class ModelManifest(BaseModel, frozen=True):
 
 
 def assemble(
-    plan: JobPlan,
-    checkpoints: Mapping[int, Path],
-    target: Path,
-    *,
-    job_id: str,
-    lineage: Mapping[int, CheckpointRef] | None = None,
+    plan: JobPlan, artefacts: Artefacts, finals: Mapping[int, CheckpointRef], target: Place, *, job_id: str
 ) -> ModelManifest:
-    """Put the blocks' final checkpoints (block index -> directory) together in `target`, at once or not at all.
+    """Put the blocks' final checkpoints (block index -> the store's pointer) together in `target`, or nothing at all.
 
-    `lineage` holds the store's pointers to them: their digests are verified too, and kept in the manifest. A model that
-    an earlier attempt left whole in `target`, of the same blocks, is taken as it is; anything else there is replaced.
+    The pointers' digests are verified too, and kept in the manifest. A model that an earlier attempt left whole in
+    `target`, of the same checkpoints, is taken as it is; anything else there is replaced.
     Raises ContractMismatch naming the field when a checkpoint was made under another contract or is another block's,
-    CheckpointInvalid when one is missing, damaged or not trained to its end, StorageError when `target` cannot be
-    written.
+    CheckpointInvalid when one is missing, damaged or not trained to its end, StorageError when something cannot be
+    read or `target` cannot be written.
     """
-    if missing := [block.index for block in plan.blocks if block.index not in checkpoints]:
+    if missing := [block.index for block in plan.blocks if block.index not in finals]:
         raise CheckpointInvalid(f"no checkpoint of block {', '.join(map(str, missing))}: nothing to assemble")
-    pointers = dict(lineage or {})
-    if target.exists():
-        if (earlier := _left_whole(target, plan, pointers)) is not None:
+    if artefacts.names(target):
+        if (earlier := _left_whole(plan, artefacts, finals, target)) is not None:
             return earlier
-        shutil.rmtree(target, ignore_errors=True)
-    with whole_directory(target) as building:
+        artefacts.remove(target)
+    with artefacts.whole(target, last=MODEL) as building:
         manifest = ModelManifest(
             job_id=job_id,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             contract=plan.contract,
             contract_hash=plan.contract_hash,
-            blocks=tuple(
-                _take(block, plan, checkpoints[block.index], pointers.get(block.index), building)
-                for block in plan.blocks
-            ),
+            blocks=tuple(_take(block, plan, artefacts, finals[block.index], building) for block in plan.blocks),
         )
         (building / MODEL).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
@@ -108,21 +99,27 @@ def load_model(directory: Path, *, contract: Contract | None = None) -> tuple[Mo
     return manifest, tuple(_load_block(directory, entry, manifest) for entry in manifest.blocks)
 
 
-def _left_whole(target: Path, plan: JobPlan, pointers: Mapping[int, CheckpointRef]) -> ModelManifest | None:
+def _left_whole(
+    plan: JobPlan, artefacts: Artefacts, finals: Mapping[int, CheckpointRef], target: Place
+) -> ModelManifest | None:
     """The model in `target`, if it is whole and made of the very checkpoints the store points at."""
-    try:
-        manifest, _ = load_model(target, contract=plan.contract)
-    except (CheckpointInvalid, ContractMismatch):
-        return None
-    same = all(
-        entry.checkpoint is not None and entry.checkpoint == pointers.get(entry.index) for entry in manifest.blocks
-    )
+    with artefacts.fetch(target) as directory:
+        try:
+            manifest, _ = load_model(directory, contract=plan.contract)
+        except (CheckpointInvalid, ContractMismatch):
+            return None
+    same = all(entry.checkpoint == finals[entry.index] for entry in manifest.blocks)
     return manifest if same else None
 
 
-def _take(block: BlockPlan, plan: JobPlan, source: Path, pointer: CheckpointRef | None, building: Path) -> BlockEntry:
+def _take(block: BlockPlan, plan: JobPlan, artefacts: Artefacts, pointer: CheckpointRef, building: Path) -> BlockEntry:
+    with artefacts.fetch(pointer.path) as source:
+        return _copied(block, plan, source, pointer, building)
+
+
+def _copied(block: BlockPlan, plan: JobPlan, source: Path, pointer: CheckpointRef, building: Path) -> BlockEntry:
     task = next(task for task in plan.tasks if task.kind is TaskKind.BLOCK and task.index == block.index)
-    manifest = checkpoint.verify(source, contract=plan.contract, expect_sha256=pointer.sha256 if pointer else None)
+    manifest = checkpoint.verify(source, contract=plan.contract, expect_sha256=pointer.sha256)
     if manifest.task != task.name:
         raise ContractMismatch(
             f"{source}: task is {manifest.task!r}, but block {block.index} is trained by {task.name!r}"

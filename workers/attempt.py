@@ -1,27 +1,25 @@
-"""Training of one attempt: where it starts, its steps, and its checkpoints, whose writing overlaps the next steps."""
+"""Training of one attempt: where it starts, its steps, and how it ends."""
 
 import asyncio
 import contextlib
 import logging
-import shutil
-import time
-from concurrent.futures import Future
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dbserve.artefacts import checkpoint_directory, task_directory
+from dbserve.artefacts import Artefacts
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
-from dbserve.contracts.status import Checkpointed, CheckpointRef, Task
+from dbserve.contracts.status import CheckpointRef, LostCheckpoint, Restored, Task
 from dbserve.errors import CheckpointInvalid, StaleRun
+from dbserve.failpoints import failpoint
 from dbserve.store import JobStore
 from workers.allocation import keep_freed_memory
-from workers.checkpoint import TrainingState, answering_weights, load, save, verify
+from workers.checkpoint import TrainingState, answering_weights, load, verify
 from workers.conversion import initial_weights
 from workers.data import Dataset
-from workers.pulse import Pulse, patiently
+from workers.pulse import Interrupted, Order, Pulse, patiently
+from workers.saving import Saving
 from workers.trainer import train_block
 
 log = logging.getLogger("dbserve.worker")
@@ -30,11 +28,11 @@ log = logging.getLogger("dbserve.worker")
 class TrainingAttempt:
     """The training of one attempt at a trunk, a block or a baseline."""
 
-    def __init__(self, store: JobStore, artifacts: Path, spec: JobSpec, plan: JobPlan, task: Task) -> None:
+    def __init__(self, store: JobStore, artefacts: Artefacts, spec: JobSpec, plan: JobPlan, task: Task) -> None:
         self._store = store
-        self._artifacts = artifacts
+        self._artefacts = artefacts
         self._spec = spec
-        self._plan = plan
+        self._plan = _in_smaller_parts(plan, task.split)
         self._task = task
 
     def run(
@@ -49,12 +47,15 @@ class TrainingAttempt:
         """Trains to the end; blocks, so it wants a thread of its own. Writes to the store happen in `loop`.
 
         Raises:
+            Interrupted: it was ordered to save and stop, and has.
             StaleRun: the attempt was given up; it stops between two steps.
+            StorageError: the artefact store cannot be read at the start, or the last checkpoint cannot be saved.
         """
         run = self._task.run
-        state = self._newest_whole_checkpoint()
+        state, kept = self._restored(loop)
         initial = self._first_weights(trunk) if state is None else None
-        saving: Future[None] | None = None
+        every, keep_last = self._spec.checkpoint.every_steps, self._spec.checkpoint.keep_last
+        saving = Saving(self._store, self._artefacts, run, self._plan, keep_last=keep_last, loop=loop)
         steps = train_block(
             self._spec,
             self._plan,
@@ -63,31 +64,46 @@ class TrainingAttempt:
             state=state,
             initial_weights=initial,
             device=device,
+            trial_done=pulse.trial_done,
         )
         with contextlib.closing(steps):
             for report in steps:
                 pulse.note(report)
-                if pulse.given_up.is_set():
+                order = pulse.order()
+                if order is Order.GIVEN_UP:
                     raise StaleRun(f"{run} was given up; it stops at step {report.step}")
-                if report.step % self._spec.checkpoint.every_steps == 0 or report.step == report.total:
-                    captured = report.capture()
-                    if saving is not None:
-                        saving.result()  # at most one save in flight
-                    saving = asyncio.run_coroutine_threadsafe(self._save(captured), loop)
-        if saving is not None:
-            saving.result()
+                saving.check()
+                if report.step == report.total:
+                    saving.surely(report)
+                elif order is Order.SAVE_AND_STOP:
+                    saving.surely(report)
+                    raise Interrupted(f"{run} stops at step {report.step}, which is saved")
+                elif report.step % every == 0:
+                    saving.begin(report)
+        if state is not None and state.step == self._task.steps:
+            saving.remove_all_but(kept)  # the attempt that saved the last step ended before it came to that
+        failpoint("finish.pointer")
 
-    def _newest_whole_checkpoint(self) -> TrainingState | None:
-        """What is not whole is said and passed over."""
+    def _restored(self, loop: asyncio.AbstractEventLoop) -> tuple[TrainingState | None, tuple[CheckpointRef, ...]]:
+        """The newest whole checkpoint, and those that the task has left; what is not whole is told and passed over."""
+        if not self._task.checkpoints:
+            return None, ()
+        lost: list[LostCheckpoint] = []
+        state = None
         for ref in reversed(self._task.checkpoints):
             try:
-                state = load(self._artifacts / ref.path, contract=self._plan.contract, expect_sha256=ref.sha256)
+                with self._artefacts.fetch(ref.path) as directory:
+                    state = load(directory, contract=self._plan.contract, expect_sha256=ref.sha256)
             except CheckpointInvalid as invalid:
                 log.warning("checkpoint of step %d passed over: %s", ref.step, invalid)
+                lost.append(LostCheckpoint(step=ref.step, path=ref.path, message=str(invalid)))
                 continue
             log.info("resumed from the checkpoint of step %d (attempt %d)", ref.step, ref.attempt)
-            return state
-        return None
+            break
+        step = 0 if state is None else state.step
+        event = Restored(run=self._task.run, step=step, lost=tuple(lost))
+        telling = asyncio.run_coroutine_threadsafe(patiently(lambda: self._store.apply(event)), loop)
+        return state, telling.result().checkpoints
 
     def _first_weights(self, trunk: CheckpointRef | None) -> dict[str, Tensor] | None:
         """The trunk's, or those of the job's source; None: they are drawn."""
@@ -98,46 +114,23 @@ class TrainingAttempt:
     def _trunk_weights(self, trunk: CheckpointRef) -> dict[str, Tensor]:
         """What the trunk would answer with: the average where one is kept. A block's schedule starts anew, so the
         noise of the trunk's last steps, which the average is without, would only have to be unlearnt."""
-        path = self._artifacts / trunk.path
-        verify(path, contract=self._plan.contract, expect_sha256=trunk.sha256)
-        return answering_weights(path)
+        with self._artefacts.fetch(trunk.path) as directory:
+            verify(directory, contract=self._plan.contract, expect_sha256=trunk.sha256)
+            return answering_weights(directory)
 
-    async def _save(self, state: TrainingState) -> None:
-        """Bytes first, then the pointer, which the store refuses to a stale attempt; then the old ones go."""
-        run = self._task.run
-        relative = checkpoint_directory(run, state.step)
-        saved = await asyncio.to_thread(
-            save,
-            self._artifacts / relative,
-            state,
-            contract=self._plan.contract,
-            contract_hash=self._plan.contract_hash,
-            run_label=str(run),
-        )
-        ref = CheckpointRef(
-            step=state.step,
-            path=relative.as_posix(),
-            sha256=saved.manifest_sha256,
-            attempt=run.attempt,
-            at=time.time(),
-        )
-        keep = self._spec.checkpoint.keep_last
-        event = Checkpointed(run=run, at=ref.at, checkpoint=ref, keep_last=keep)
-        after = await patiently(lambda: self._store.apply(event))
-        await asyncio.to_thread(self._remove_all_but, after.checkpoints)
 
-    def _remove_all_but(self, kept: tuple[CheckpointRef, ...]) -> None:
-        """Of this attempt and those before it; a later attempt's are not ours to touch."""
-        run = self._task.run
-        wanted = {self._artifacts / ref.path for ref in kept}
-        for attempt in range(1, run.attempt + 1):
-            home = self._artifacts / task_directory(run.job_id, run.task) / f"attempt-{attempt}"
-            for directory in home.glob("step-*"):
-                if directory not in wanted:
-                    shutil.rmtree(directory, ignore_errors=True)
-            if attempt < run.attempt:  # what it was writing when it died
-                for directory in home.glob(".step-*.partial"):
-                    shutil.rmtree(directory, ignore_errors=True)
+def _in_smaller_parts(plan: JobPlan, split: int) -> JobPlan:
+    """The plan with every micro-batch taken in `split` parts: the same effective batch in less memory."""
+    if split == 1:
+        return plan
+    accumulate = plan.training.accumulate * split
+    log.info(
+        "trains with %d micro-batches a step instead of %d, of the same %d rows together: it ran out of memory before",
+        accumulate,
+        plan.training.accumulate,
+        plan.training.batch_size,
+    )
+    return plan.model_copy(update={"training": plan.training.model_copy(update={"accumulate": accumulate})})
 
 
 def prepare_process(cpus: float) -> None:

@@ -1,10 +1,10 @@
-"""Checkpoints: whole or invisible. Content first, the manifest with its digests last, then one rename.
+"""Checkpoints: whole or invisible. Content first, the manifest with its digests last.
 
-.../attempt-1/step-00000200/weights.safetensors    metadata: contract_hash, run, step
-                           /optimizer.safetensors  the same
-                           /ema.safetensors        the same; only where averaged weights are kept
-                           /summary.json           TrainingSummary
-                           /manifest.json          CheckpointManifest: sha256 and size of each, the contract
+.../attempt-1/step-00000200-5f0c9a3e/weights.safetensors    metadata: contract_hash, run, step
+                                    /optimizer.safetensors  the same
+                                    /ema.safetensors        the same; only where averaged weights are kept
+                                    /summary.json           TrainingSummary
+                                    /manifest.json          CheckpointManifest: sha256 and size of each, the contract
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from dbserve.artefacts import Artefacts, Place
 from dbserve.contracts.plan import Contract
 from dbserve.contracts.report import LossPoint
 from dbserve.contracts.status import MemoryBytes
 from dbserve.errors import CheckpointInvalid, ContractMismatch, StorageError
+from dbserve.failpoints import failpoint
 from workers.storage import (
     FileDigest,
     check_digest,
     digest,
     read_metadata,
     read_tensors,
-    whole_directory,
     write_tensors,
 )
 
@@ -96,21 +97,23 @@ class CheckpointManifest(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint: its directory, and the digest that the store's pointer carries."""
+    """A whole checkpoint: its place under the artefact root, and the digest that the store's pointer carries."""
 
-    path: Path
+    path: str
     manifest_sha256: str
 
 
-def save(directory: Path, state: TrainingState, *, contract: Contract, contract_hash: str, run_label: str) -> Saved:
-    """Write the checkpoint `directory`, e.g. .../attempt-1/step-00000200, which must not exist yet.
+def save(
+    artefacts: Artefacts, place: Place, state: TrainingState, *, contract: Contract, contract_hash: str, run_label: str
+) -> Saved:
+    """Write the checkpoint `place`, e.g. .../attempt-1/step-00000200-5f0c9a3e, where nothing may be yet.
 
-    `run_label` is str(Run). Raises StorageError when it cannot be written whole; nothing is left behind then.
+    `run_label` is str(Run). Raises StorageError when it cannot be written whole; no checkpoint is there then.
     """
     if contract.digest() != contract_hash:
         raise ContractMismatch(f"contract_hash {contract_hash} is not the digest of the contract to be saved")
     metadata = {"contract_hash": contract_hash, "run": run_label, "step": str(state.step)}
-    with whole_directory(directory) as building:
+    with artefacts.whole(place, last=MANIFEST) as building:
         write_tensors(building / WEIGHTS, state.weights, metadata)
         write_tensors(building / OPTIMIZER, state.optimizer, metadata)
         if state.average:
@@ -126,7 +129,8 @@ def save(directory: Path, state: TrainingState, *, contract: Contract, contract_
         )
         (building / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         manifest_sha256 = digest(building / MANIFEST).sha256
-    return Saved(path=directory, manifest_sha256=manifest_sha256)
+        failpoint("checkpoint.staged")
+    return Saved(path=str(place), manifest_sha256=manifest_sha256)
 
 
 def answering_weights(directory: Path) -> dict[str, Tensor]:

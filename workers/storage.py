@@ -1,13 +1,9 @@
-"""Files that must be trusted later: tensors with metadata, digests, and directories that are whole or invisible."""
+"""Files that must be trusted later: tensors with metadata, and digests."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import uuid
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,27 +20,6 @@ class FileDigest(BaseModel, frozen=True):
 
     sha256: str
     size: int
-
-
-@contextmanager
-def whole_directory(target: Path) -> Generator[Path]:
-    """A temporary directory beside `target`; what the body writes there becomes `target` at once, or never.
-
-    Files and directories are synced before the rename, the parent after it. Raises StorageError when the disk is full,
-    the target exists already, or anything else cannot be written; nothing is left behind then.
-    """
-    building = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
-    try:
-        building.mkdir(parents=True)
-        yield building
-        for path in [*building.iterdir(), building]:
-            _sync(path)
-        building.rename(target)
-        _sync(target.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise StorageError(f"cannot write {target}: {error}") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def digest(path: Path) -> FileDigest:
@@ -68,9 +43,12 @@ def check_digest(path: Path, expected: FileDigest) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file. Inside whole_directory, which explains the errors of a full disk."""
+    """A safetensors file. Raises StorageError when the disk cannot take it."""
     save_file = cast("Any", safetensors.torch).save_file
-    save_file(dict(tensors), path, metadata={"format": "pt", **metadata})
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt", **metadata})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StorageError(f"cannot write {path}: {error}") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -92,11 +70,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointInvalid(f"{path} cannot be read: {error}") from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

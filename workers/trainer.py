@@ -62,12 +62,13 @@ def train_block(
     state: TrainingState | None = None,
     initial_weights: dict[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
+    trial_done: Callable[[], None] | None = None,
 ) -> Generator[StepReport, None, None]:
     """Trains a trunk, a block, or a baseline from `state`, else from `initial_weights` (a trunk's), else afresh.
 
     Reports every step on a CPU; on CUDA every CUDA_REPORT_STEPS, at every step a checkpoint is due, and the last one.
     Yields nothing when `state` is already at the last step. A task of several workers starts the others as processes
-    of its own, which end with it.
+    of its own, which end with it. `trial_done` is called after every learning rate that a scan has tried.
 
     Raises:
         NonfiniteLoss: naming task and step.
@@ -77,13 +78,15 @@ def train_block(
     device = torch.device(device)
     orders = Orders(spec, plan, task, data.train, state, initial_weights)
     if task.workers == 1:
-        yield from training(orders, device, Alone())
+        yield from training(orders, device, Alone(), trial_done)
         return
     with leading(orders, device) as workers:
-        yield from training(orders, device, workers)
+        yield from training(orders, device, workers, trial_done)
 
 
-def training(orders: Orders, device: torch.device, workers: Workers) -> Generator[StepReport, None, None]:
+def training(
+    orders: Orders, device: torch.device, workers: Workers, trial_done: Callable[[], None] | None = None
+) -> Generator[StepReport, None, None]:
     """train_block() as one of the task's workers. All of them report the same losses; rank 0's states count."""
     spec, plan, task, state = orders.spec, orders.plan, orders.task, orders.state
     network = build_network(spec, plan, task)
@@ -98,7 +101,7 @@ def training(orders: Orders, device: torch.device, workers: Workers) -> Generato
     stepper_of = partial(Stepper, network, loss, workers, recomputed)
     start, summary = (0, TrainingSummary()) if state is None else (state.step, state.summary)
     if state is None:
-        summary = _with_rate(plan.training, task, network, stepper_of, stream_of)
+        summary = _with_rate(plan.training, task, network, stepper_of, stream_of, trial_done)
     assert summary.learning_rate is not None
     stepper = stepper_of(plan.training, task.name)
     if state is not None:
@@ -197,6 +200,7 @@ def _with_rate(
     network: nn.Module,
     stepper_of: Callable[[TrainingSpec, str], Stepper],
     stream_of: Callable[[str, int], Generator[Batch, None, None]],
+    trial_done: Callable[[], None] | None,
 ) -> TrainingSummary:
     """The beginning of a summary: the learning rate, found by a scan where one is asked for, and what that took.
 
@@ -217,6 +221,8 @@ def _with_rate(
                 rate_now = learning_rate(trial, rate, step, trial.steps)
                 losses.append(stepper.step(step, next(stream), rate_now)[0])
         trials.append(outcome(rate, cast(list[float], torch.stack(losses).tolist())))  # pyright: ignore[reportUnknownMemberType]
+        if trial_done is not None:
+            trial_done()
     network.load_state_dict(initial)
     kept = best_rate(trials, task.name)
     log.info("learning rate %g kept of %s", kept, {trial.rate: trial.loss for trial in trials})

@@ -2,20 +2,21 @@
 
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
+from dbserve.artefacts import Artefacts, Place
 from dbserve.errors import StorageError
-
-CHUNK = 256 * 1024
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The regular files of one directory under `name`. Links are left out: they could lead outside."""
+    """The files of one directory of the artefact store, under `name`."""
 
+    artefacts: Artefacts
     name: str
-    members: tuple[tuple[Path, tarfile.TarInfo], ...]
+    members: tuple[tuple[PurePosixPath, tarfile.TarInfo], ...]
 
     @property
     def size(self) -> int:
@@ -24,35 +25,37 @@ class Archive:
 
     def chunks(self) -> Iterator[bytes]:
         """Raises StorageError when a file is no longer what it was: the stream then breaks, and its length tells."""
-        for path, member in self.members:
+        for place, member in self.members:
             yield _header(member)
             left = member.size
-            with path.open("rb") as file:
-                while chunk := file.read(min(CHUNK, left)):
-                    left -= len(chunk)
-                    yield chunk
+            with closing(self.artefacts.read(place)) as pieces:
+                for piece in pieces:
+                    yield piece[:left]
+                    left -= min(left, len(piece))
+                    if not left:
+                        break
             if left:
-                raise StorageError(f"{path.name} became shorter while it was read")
+                raise StorageError(f"{place.name} became shorter while it was read")
             yield bytes(_padded(member.size) - member.size)
         yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def archive(root: Path, relative: str, name: str, *, at: float) -> Archive:
-    """What `relative` under the artefact root holds. `at` (unix seconds) dates every member.
+def archive(artefacts: Artefacts, directory: Place, name: str, *, at: float) -> Archive:
+    """What lies in a directory of the artefact store. `at` (unix seconds) dates every member.
 
-    Raises StorageError when the directory is not there, or does not lie under the root.
+    Raises StorageError when it is not there, or does not lie under the root.
     """
-    directory = (root / relative).resolve()
-    if not directory.is_relative_to(root.resolve()) or not directory.is_dir():
-        raise StorageError(f"the files of {name} are not under this server's artefact root")
-    found = sorted(path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
-    inside = [path for path in found if path.resolve().is_relative_to(directory)]  # no linked directory on the way
-    return Archive(name, tuple((path, _member(path, f"{name}/{path.relative_to(directory)}", at)) for path in inside))
+    files = artefacts.files(directory)
+    return Archive(
+        artefacts,
+        name,
+        tuple((PurePosixPath(directory) / file.name, _member(f"{name}/{file.name}", file.size, at)) for file in files),
+    )
 
 
-def _member(path: Path, name: str, at: float) -> tarfile.TarInfo:
+def _member(name: str, size: int, at: float) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    member.size = path.stat().st_size
+    member.size = size
     member.mode = 0o644
     member.mtime = int(at)
     return member

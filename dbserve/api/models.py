@@ -11,6 +11,7 @@ from dbserve.api.archive import archive
 from dbserve.api.context import ModelId, Store, With
 from dbserve.api.problems import problems
 from dbserve.api.views import model_summary, model_view
+from dbserve.artefacts import open_artefacts
 from dbserve.contracts.views import ModelSummary, ModelView, Page
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -44,7 +45,8 @@ async def show_model(model_id: ModelId, store: Store) -> ModelView:
 async def download_model(model_id: ModelId, services: With) -> StreamingResponse:
     """The model directory as a tar stream: model.json and one safetensors file per block."""
     model = await services.store.results.model(model_id)
-    packed = await run_in_threadpool(archive, services.settings.artifacts, model.path, model.id, at=model.created_at)
+    artefacts = open_artefacts(services.settings.artifacts)
+    packed = await run_in_threadpool(archive, artefacts, model.path, model.id, at=model.created_at)
     headers = {
         "Content-Length": str(packed.size),
         "Content-Disposition": f'attachment; filename="{model.id}.tar"',

@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from dbserve.artefacts import LocalArtefacts
 from dbserve.contracts.plan import Contract, JobPlan
 from dbserve.contracts.status import CheckpointRef
 from dbserve.errors import CheckpointInvalid, ContractMismatch
+from tests.artefacts import flip, save
 from tests.jobs import small_plan, small_spec
 from workers import checkpoint
-from workers.assemble import MODEL, assemble, load_model
-from workers.checkpoint import Saved, TrainingState, TrainingSummary
+from workers.assemble import MODEL, ModelManifest, assemble, load_model
+from workers.checkpoint import TrainingState, TrainingSummary
 from workers.storage import digest
 from workers.trainer import build_network
 
@@ -19,60 +21,56 @@ SPEC = small_spec()
 PLAN = small_plan(SPEC)
 
 
-def trained(root: Path, plan: JobPlan = PLAN, *, step: int = 20) -> dict[int, Saved]:
+Finals = dict[int, CheckpointRef]
+
+
+def trained(root: Path, plan: JobPlan = PLAN, *, step: int = 20, place: str = "jobs/job") -> Finals:
     """A final checkpoint of every block, with the weights it would begin with."""
     return {
-        block.index: checkpoint.save(
-            root / f"block-{block.index}" / f"step-{step}",
+        block.index: save(
+            root,
+            f"{place}/block-{block.index}/step-{step}",
             TrainingState(
                 step=step,
                 weights=build_network(SPEC, plan, plan.task(f"block-{block.index}")).state_dict(),
                 optimizer={"step": torch.tensor(1.0)},
                 summary=TrainingSummary(),
             ),
-            contract=plan.contract,
-            contract_hash=plan.contract_hash,
-            run_label=f"job/block-{block.index}/1",
+            plan,
+            run=f"job/block-{block.index}/1",
         )
         for block in plan.blocks
     }
 
 
-def paths(saved: dict[int, Saved]) -> dict[int, Path]:
-    return {index: checkpoint.path for index, checkpoint in saved.items()}
-
-
-def pointers(saved: dict[int, Saved]) -> dict[int, CheckpointRef]:
-    return {
-        index: CheckpointRef(step=20, path=str(found.path), sha256=found.manifest_sha256, attempt=1, at=0.0)
-        for index, found in saved.items()
-    }
+def assembled(root: Path, finals: Finals, plan: JobPlan = PLAN, *, place: str = "models/m") -> ModelManifest:
+    return assemble(plan, LocalArtefacts(root), finals, place, job_id="job")
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> dict[int, Saved]:
-    return trained(tmp_path / "jobs")
+def saved(tmp_path: Path) -> Finals:
+    return trained(tmp_path)
 
 
 @pytest.fixture
-def model(tmp_path: Path, saved: dict[int, Saved]) -> Path:
-    assemble(PLAN, paths(saved), tmp_path / "models/m", job_id="job", lineage=pointers(saved))
+def model(tmp_path: Path, saved: Finals) -> Path:
+    assembled(tmp_path, saved)
     return tmp_path / "models/m"
 
 
 def test_an_assembled_model_holds_every_blocks_weights_and_where_they_come_from(
-    model: Path, saved: dict[int, Saved]
+    tmp_path: Path, model: Path, saved: Finals
 ) -> None:
     manifest, blocks = load_model(model, contract=PLAN.contract)
     assert (manifest.contract_hash, manifest.job_id) == (PLAN.contract_hash, "job")
     for entry, block, planned in zip(manifest.blocks, blocks, PLAN.blocks, strict=True):
-        weights = checkpoint.load(saved[entry.index].path, contract=PLAN.contract).weights
+        weights = checkpoint.load(tmp_path / saved[entry.index].path, contract=PLAN.contract).weights
         assert all(torch.equal(tensor, weights[name]) for name, tensor in block.state_dict().items())
         assert not block.training
         assert (entry.layers, entry.sigma_max, entry.steps) == (planned.layers, planned.sigma_max, 20)
         assert entry.run == f"job/block-{entry.index}/1"
         assert entry.parameters == planned.parameters
-        assert entry.checkpoint == pointers(saved)[entry.index]
+        assert entry.checkpoint == saved[entry.index]
 
 
 def test_no_storage_is_shared_between_blocks(model: Path) -> None:
@@ -96,59 +94,58 @@ def with_field(contract: Contract, field: str) -> JobPlan:
 
 @pytest.mark.parametrize("field", ["p_mean", "sigma_max", "sigma_data"])
 def test_a_block_trained_under_another_contract_is_refused_naming_the_field(tmp_path: Path, field: str) -> None:
-    mixed = {**paths(trained(tmp_path / "a")), 1: trained(tmp_path / "b", with_field(PLAN.contract, field))[1].path}
+    other = trained(tmp_path, with_field(PLAN.contract, field), place="jobs/other")
+    mixed = {**trained(tmp_path), 1: other[1]}
     with pytest.raises(ContractMismatch, match=rf"step-20 .*differ: {field}$"):
-        assemble(PLAN, mixed, tmp_path / "m", job_id="job")
-    assert not (tmp_path / "m").exists()
+        assembled(tmp_path, mixed)
+    assert not list((tmp_path / "models").iterdir())
 
 
-def test_checkpoints_in_each_others_place_are_refused(tmp_path: Path, saved: dict[int, Saved]) -> None:
-    found = paths(saved)
+def test_checkpoints_in_each_others_place_are_refused(tmp_path: Path, saved: Finals) -> None:
     with pytest.raises(ContractMismatch, match="task is 'block-1', but block 0 is trained by 'block-0'"):
-        assemble(PLAN, {0: found[1], 1: found[0]}, tmp_path / "m", job_id="job")
+        assembled(tmp_path, {0: saved[1], 1: saved[0]})
 
 
 def test_a_block_that_did_not_train_to_its_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointInvalid, match="step is 10, but block-0 ends at 20"):
-        assemble(PLAN, paths(trained(tmp_path / "j", step=10)), tmp_path / "m", job_id="job")
+        assembled(tmp_path, trained(tmp_path, step=10))
 
 
-def test_a_missing_block_is_refused_by_number(tmp_path: Path, saved: dict[int, Saved]) -> None:
+def test_a_missing_block_is_refused_by_number(tmp_path: Path, saved: Finals) -> None:
     with pytest.raises(CheckpointInvalid, match="no checkpoint of block 1"):
-        assemble(PLAN, {0: saved[0].path}, tmp_path / "m", job_id="job")
+        assembled(tmp_path, {0: saved[0]})
 
 
-def test_a_damaged_checkpoint_is_refused_and_nothing_is_left(tmp_path: Path, saved: dict[int, Saved]) -> None:
-    flip(saved[1].path / checkpoint.WEIGHTS)
+def test_a_damaged_checkpoint_is_refused_and_nothing_is_left(tmp_path: Path, saved: Finals) -> None:
+    flip(tmp_path / saved[1].path / checkpoint.WEIGHTS)
     with pytest.raises(CheckpointInvalid, match="sha256"):
-        assemble(PLAN, paths(saved), tmp_path / "models/m", job_id="job")
+        assembled(tmp_path, saved)
     assert not list((tmp_path / "models").iterdir())
 
 
-def test_a_checkpoint_other_than_the_store_points_at_is_refused(tmp_path: Path, saved: dict[int, Saved]) -> None:
-    wrong = pointers(saved)
-    wrong[0] = wrong[0].model_copy(update={"sha256": "0" * 64})
+def test_a_checkpoint_other_than_the_store_points_at_is_refused(tmp_path: Path, saved: Finals) -> None:
+    wrong = saved | {0: saved[0].model_copy(update={"sha256": "0" * 64})}
     with pytest.raises(CheckpointInvalid, match="committed with"):
-        assemble(PLAN, paths(saved), tmp_path / "m", job_id="job", lineage=wrong)
+        assembled(tmp_path, wrong)
 
 
-def test_assembling_twice_keeps_the_first_model(tmp_path: Path, model: Path, saved: dict[int, Saved]) -> None:
+def test_assembling_twice_keeps_the_first_model(tmp_path: Path, model: Path, saved: Finals) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in model.iterdir()}
-    again = assemble(PLAN, paths(saved), model, job_id="job", lineage=pointers(saved))
+    again = assembled(tmp_path, saved)
     assert again == load_model(model)[0]
     assert {path.name: path.stat().st_mtime_ns for path in model.iterdir()} == before
 
 
-def test_assembling_over_a_damaged_model_replaces_it(model: Path, saved: dict[int, Saved]) -> None:
+def test_assembling_over_a_damaged_model_replaces_it(tmp_path: Path, model: Path, saved: Finals) -> None:
     flip(model / "block-0.safetensors")
-    assemble(PLAN, paths(saved), model, job_id="job", lineage=pointers(saved))
+    assembled(tmp_path, saved)
     load_model(model, contract=PLAN.contract)
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+def test_assembling_other_checkpoints_replaces_the_model(tmp_path: Path, model: Path, saved: Finals) -> None:
+    later = saved | {0: trained(tmp_path, place="jobs/again")[0]}
+    assembled(tmp_path, later)
+    assert load_model(model, contract=PLAN.contract)[0].blocks[0].checkpoint == later[0]
 
 
 def swap_files(model: Path) -> None:
@@ -200,8 +197,8 @@ def test_tampered_weights_are_refused_naming_the_file(model: Path, index: int) -
 
 def test_a_file_of_another_model_is_refused_by_its_contract(tmp_path: Path, model: Path) -> None:
     other = with_field(PLAN.contract, "p_mean")
-    assemble(other, paths(trained(tmp_path / "o", other)), tmp_path / "other", job_id="job")
-    shutil.copy(tmp_path / "other/block-0.safetensors", model)
+    assembled(tmp_path, trained(tmp_path, other, place="jobs/other"), other, place="models/other")
+    shutil.copy(tmp_path / "models/other/block-0.safetensors", model)
     with pytest.raises(ContractMismatch, match="contract_hash"):
         load_model(model)
 

@@ -4,17 +4,19 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
+from dbserve.artefacts import LocalArtefacts
 from dbserve.contracts.plan import Contract
 from dbserve.contracts.report import LossPoint
 from dbserve.contracts.status import MemoryBytes
 from dbserve.errors import CheckpointInvalid, ContractMismatch, StorageError
 from tests.jobs import small_plan
 from workers import checkpoint
-from workers.checkpoint import MANIFEST, OPTIMIZER, SUMMARY, WEIGHTS, Saved, TrainingState, TrainingSummary
+from workers.checkpoint import MANIFEST, OPTIMIZER, SUMMARY, WEIGHTS, TrainingState, TrainingSummary
 from workers.storage import digest
 
 CONTRACT = small_plan().contract
@@ -33,10 +35,22 @@ def some_state(step: int = 40, size: int = 3) -> TrainingState:
     )
 
 
+class Saved(NamedTuple):
+    path: Path
+    manifest_sha256: str
+
+
 def save(directory: Path, state: TrainingState | None = None, contract: Contract = CONTRACT) -> Saved:
-    return checkpoint.save(
-        directory, state or some_state(), contract=contract, contract_hash=contract.digest(), run_label="job/block-0/1"
+    """As checkpoint.save, into a store whose root is the directory's parent."""
+    saved = checkpoint.save(
+        LocalArtefacts(directory.parent),
+        directory.name,
+        state or some_state(),
+        contract=contract,
+        contract_hash=contract.digest(),
+        run_label="job/block-0/1",
     )
+    return Saved(directory.parent / saved.path, saved.manifest_sha256)
 
 
 @pytest.fixture
@@ -128,7 +142,9 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(saved: Saved) -> None
 
 def test_a_hash_that_is_not_the_contracts_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ContractMismatch, match="contract_hash"):
-        checkpoint.save(tmp_path / "c", some_state(), contract=CONTRACT, contract_hash="0" * 64, run_label="j/t/1")
+        checkpoint.save(
+            LocalArtefacts(tmp_path), "c", some_state(), contract=CONTRACT, contract_hash="0" * 64, run_label="j/t/1"
+        )
     assert not list(tmp_path.iterdir())
 
 

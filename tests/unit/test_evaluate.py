@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from dbserve.artefacts import LocalArtefacts
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.report import Report, report_schema
-from dbserve.contracts.status import Run, Task
+from dbserve.contracts.status import CheckpointRef, Run, Task
 from dbserve.errors import CheckpointInvalid, ContractMismatch
+from tests.artefacts import save
 from tests.jobs import small_plan, small_spec
-from workers import checkpoint
 from workers.assemble import assemble
 from workers.checkpoint import TrainingState
 from workers.data import Dataset, Split
@@ -45,6 +46,7 @@ class Job:
         self.data = Dataset(train=bright(1000, 0), validation=bright(100, 1), test=bright(400, 2))
         self.root = root
         self.finals: dict[str, Path] = {}
+        self.saved: dict[str, CheckpointRef] = {}
         self.runs: list[Task] = []
 
     def train(self, untrained: int | None = None) -> "Job":
@@ -61,15 +63,13 @@ class Job:
                 self.runs.append(
                     Task(run=run, kind=task.kind, index=task.index, node="n1", started_at=100.0, finished_at=107.0)
                 )
-        blocks = {task.index: self.finals[task.name] for task in self.plan.tasks if task.kind == "block"}
-        assemble(self.plan, blocks, self.root / "model", job_id="job")
+        blocks = {task.index: self.saved[task.name] for task in self.plan.tasks if task.kind == "block"}
+        assemble(self.plan, LocalArtefacts(self.root), blocks, "model", job_id="job")
         return self
 
     def save(self, name: str, state: TrainingState) -> None:
-        contract, contract_hash = self.plan.contract, self.plan.contract_hash
-        path = self.root / name
-        checkpoint.save(path, state, contract=contract, contract_hash=contract_hash, run_label=f"job/{name}/2")
-        self.finals[name] = path
+        self.saved[name] = save(self.root, name, state, self.plan, run=f"job/{name}/2")
+        self.finals[name] = self.root / name
 
     def report(self, **changes: Any) -> Report:
         arguments: dict[str, Any] = {"data": self.data, "finals": self.finals} | changes

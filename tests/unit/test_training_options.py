@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dbserve.contracts.job import TrainingSpec
 from dbserve.errors import CheckpointInvalid, ConfigInvalid, NonfiniteLoss
+from tests.artefacts import save
 from tests.training import planned, run, same, spec_of
 from workers import checkpoint
 from workers.averaging import Average
@@ -80,9 +81,7 @@ def test_averaged_weights_are_counted_kept_and_answer(tmp_path: Path) -> None:
     assert report.memory.optimizer > plan.blocks[0].memory.parameters * 2.9
     assert any(not torch.equal(state.average[name], state.weights[name]) for name in state.weights)
     for name, kept in (("with", state), ("without", state_of("block-0", ema=0.0))):
-        checkpoint.save(
-            tmp_path / name, kept, contract=plan.contract, contract_hash=plan.contract_hash, run_label="job/block-0/1"
-        )
+        save(tmp_path, name, kept, plan, run="job/block-0/1")
         loaded = checkpoint.load(tmp_path / name, contract=plan.contract)
         answering = checkpoint.answering_weights(tmp_path / name)
         assert same(loaded, kept)

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from dbserve.artefacts import LocalArtefacts
 from dbserve.contracts.plan import JobPlan, TaskKind
 from dbserve.contracts.report import Quality
+from dbserve.contracts.status import CheckpointRef
 from dbserve.planner import plan_job
 from examples.architectures.mixer import MIXER
+from tests.artefacts import save
 from tests.jobs import FACTS, small_spec
-from workers import checkpoint, models
+from workers import models
 from workers.assemble import assemble
 from workers.data import Batch, Dataset, Split
 from workers.evaluate import evaluate
@@ -73,22 +76,16 @@ def test_its_card_knows_every_parameter_and_nearly_every_saved_byte(
 def test_one_file_is_enough_to_plan_train_assemble_and_examine(tmp_path: Path) -> None:
     plan = plan_of()
     data = Dataset(train=bright(1000, 0), validation=bright(100, 1), test=bright(300, 2))
-    finals: dict[str, Path] = {}
+    finals: dict[str, CheckpointRef] = {}
     for task in plan.tasks:
         if task.steps:
             *_, last = train_block(SPEC, plan, task, data)
-            finals[task.name] = tmp_path / task.name
-            checkpoint.save(
-                finals[task.name],
-                last.capture(),
-                contract=plan.contract,
-                contract_hash=plan.contract_hash,
-                run_label=f"job/{task.name}/1",
-            )
+            finals[task.name] = save(tmp_path, task.name, last.capture(), plan, run=f"job/{task.name}/1")
     blocks = {task.index: finals[task.name] for task in plan.tasks if task.kind is TaskKind.BLOCK}
-    assemble(plan, blocks, tmp_path / "model", job_id="job")
+    assemble(plan, LocalArtefacts(tmp_path), blocks, "model", job_id="job")
 
-    report = evaluate(SPEC, plan, data, tmp_path / "model", finals, [], job_id="job", model_id="job")
+    places = {name: tmp_path / ref.path for name, ref in finals.items()}
+    report = evaluate(SPEC, plan, data, tmp_path / "model", places, [], job_id="job", model_id="job")
 
     assert isinstance(report.quality, Quality)
     assert report.quality.chain.accuracy > 0.6  # one in ten by chance
