@@ -153,7 +153,8 @@ def explained(error: Exception) -> tuple[Reason, str] | None:
         return Reason.HOST_OOM, next(filter(None, lines), "Ray's memory monitor killed the worker")
     if isinstance(error, ray.exceptions.ActorDiedError):
         said = next((line for line in lines if "node has died" in line), None)
-        return None if said is None else (Reason.WORKER_LOST, said)
+        reason = Reason.PREEMPTED if error.preempted else Reason.WORKER_LOST
+        return None if said is None else (reason, said)
     return None
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -26,6 +27,8 @@ from workers.allocation import KEEPING_FREED_MEMORY
 
 LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
 RAY_PREFIX = "dbserve-ray-"
+LAST_SAVE_SECONDS = 20.0  # that workers get for their last checkpoints when the service stops
+WORKER = b"ray::BlockActor"  # how the processes of workers.actor.BlockActor are named
 RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # under Ray's temporary directory
 
 
@@ -84,11 +87,12 @@ def serve_embedded(
         raise StartupRefused(f"binding {settings.host} would open the service to the network: set DBSERVE_API_KEY")
     data_dir = data_dir.expanduser().absolute()
     port = _free_port(settings.host, settings.port)
-    with _only_one(data_dir) as lock, _signals_raise(), contextlib.ExitStack() as stack:
+    with _only_one(data_dir) as lock, _signals_raise() as hurried, contextlib.ExitStack() as stack:
         logs = data_dir / "logs"
         logs.mkdir(exist_ok=True)
         environment = dict(os.environ)
         children: list[Child] = []
+        ray: Child | None = None
 
         def start(child: Child) -> Child:
             child.start()
@@ -99,28 +103,33 @@ def serve_embedded(
         try:
             if redis_url is None:
                 redis_url, command = _redis_command(data_dir, stack)
-                redis = start(Child("redis", command, environment, logs / "redis.log", restart=True, keeps_open=[lock]))
+                redis = start(Child("redis", command, environment, logs / "redis.log", keeps_open=[lock]))
                 wait_until_ready(redis, lambda: _redis_answers(redis_url))
             if ray_address is None:
                 environment |= _ray_environment(data_dir)
                 ray_address, command = _ray_command(data_dir, stack, num_cpus)
-                start(Child("ray", command, environment, logs / "ray.log"))
+                address = ray_address
+                ray = start(Child("ray", command, environment, logs / "ray.log", answers=lambda: _listens(address)))
             ours = settings.model_copy(
                 update={
                     "redis_url": redis_url,
                     "ray_address": ray_address,
                     "port": port,
-                    "artifacts": data_dir / "artifacts",
+                    "artifacts": str(data_dir / "artifacts"),
                     "cache_dir": data_dir / "cache",
                 }
             )
             environment |= ours.environment()
             program = [sys.executable, "-m", "dbserve"]
-            api = start(Child("api", [*program, "api"], environment, logs / "api.log", restart=True))
+            api = start(Child("api", [*program, "api"], environment, logs / "api.log"))
             url = f"http://{_url_host(settings.host)}:{port}"
+            if ray is not None:
+                wait_until_ready(ray, ray.answers)
+                # between the reconciler, which would start new workers, and all that a last checkpoint needs
+                stack.callback(_let_workers_save, ray, hurried)
             wait_until_ready(api, lambda: _api_answers(url))
             reconciler = start(
-                Child("reconciler", [*program, "reconcile"], environment, logs / "reconciler.log", restart=True)
+                Child("reconciler", [*program, "reconcile"], environment, logs / "reconciler.log", leans_on=ray)
             )
             wait_until_ready(reconciler, lambda: "reconciling on" in reconciler.said())
             say(f"API         {url}   (docs: {url}/docs, metrics: {url}/metrics)")
@@ -130,8 +139,29 @@ def serve_embedded(
             say("dbserve is up; Ctrl-C stops it, and the same command goes on where it was")
             watch(children, say)
         except _Interrupted:
-            say("stopping")
+            count = 0 if ray is None else len(_workers_of(ray))
+            say(f"stopping: {count} workers save their last checkpoints" if count else "stopping")
     return 0
+
+
+def _workers_of(ray: Child) -> list[int]:
+    """The workers' processes. Those of another cluster are not ours to stop, nor are other actors of this one."""
+    found: list[int] = []
+    for pid in ray.session():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(WORKER):
+                found.append(pid)
+    return found
+
+
+def _let_workers_save(ray: Child, hurried: threading.Event) -> None:
+    """SIGTERM to every worker; returns when they are gone, after LAST_SAVE_SECONDS, or when `hurried`."""
+    for pid in _workers_of(ray):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + LAST_SAVE_SECONDS
+    while _workers_of(ray) and time.monotonic() < deadline and not hurried.is_set():
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -179,15 +209,21 @@ def _holder_lives(lock: TextIO) -> bool:
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Generator[None]:
+def _signals_raise() -> Generator[threading.Event]:
+    """The first SIGTERM or SIGINT raises _Interrupted; another one sets the event."""
+    hurried = threading.Event()
+
+    def hurry(_number: int, _frame: FrameType | None) -> None:
+        hurried.set()
+
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # stopping once is enough
+            signal.signal(number, hurry)  # what stops the service must run to its end
         raise _Interrupted
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield hurried
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -257,6 +293,15 @@ def _redis_answers(url: str) -> bool:
             return bool(client.ping())  # pyright: ignore[reportUnknownMemberType]
         except redis.RedisError:
             return False
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _api_answers(url: str) -> bool:

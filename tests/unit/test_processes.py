@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,13 @@ from dbserve.processes import Child
 
 def a_child(log: Path, code: str, **changes: object) -> Child:
     return Child("child", [sys.executable, "-c", code], os.environ, log, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("restarts", "seconds"), [(0, 1.0), (3, 8.0), (5, 30.0), (5000, 30.0)])
@@ -55,6 +65,95 @@ def test_a_service_waits_for_the_redis_of_one_that_was_killed(tmp_path: Path) ->
         assert redis.process is not None
         redis.process.wait(1)  # the lock came free with its end
     assert redis.process.returncode == 0
+
+
+def test_what_a_child_started_ends_with_it_even_in_a_process_group_of_its_own(tmp_path: Path) -> None:
+    code = (
+        "import os, subprocess; subprocess.Popen(['sleep', '600'], preexec_fn=os.setpgrp); print('ready', flush=True)"
+    )
+    child = a_child(tmp_path / "child.log", code)
+    child.start()
+    wait_for(lambda: "ready" in child.said() and child.process is not None and child.process.poll() is not None)
+    assert len(child.session()) == 1, "the grandchild outlives its parent"
+    assert child.ended() == 0
+    assert not child.session()
+
+
+def test_a_child_that_lived_long_starts_again_at_once_and_one_that_did_not_waits(tmp_path: Path) -> None:
+    child = a_child(tmp_path / "child.log", "", restarts=4)
+    child.start()
+    assert child.process is not None
+    child.process.wait(20)
+    said: list[str] = []
+    processes.revive(child, said.append)
+    assert (said, child.restarts) == ([], 4)
+    child.started_at -= processes.LONG_LIFE
+    child.ended_at = None
+    processes.revive(child, said.append)
+    assert (said, child.restarts) == (["child ended with 0; starting it again"], 0)
+    child.kill()
+
+
+def test_a_child_ends_with_the_one_it_leans_on_and_starts_when_that_one_answers(tmp_path: Path) -> None:
+    answers: list[bool] = []
+    ground = a_child(tmp_path / "ground.log", "import time; time.sleep(600)", answers=lambda: bool(answers))
+    child = a_child(tmp_path / "child.log", "import time; time.sleep(600)", leans_on=ground)
+    for one in (ground, child):
+        one.start()
+        one.started_at -= processes.LONG_LIFE
+    assert child.process is not None
+    assert ground.process is not None
+    first = child.process
+    ground.process.kill()
+    ground.process.wait(20)
+    said: list[str] = []
+    try:
+        processes.revive(ground, said.append)  # back before anybody looked at the one that leans on it
+        processes.revive(child, said.append)
+        assert child.ended() == -signal.SIGKILL
+        processes.revive(child, said.append)
+        assert child.process is first, "it waits for an answer"
+        answers.append(True)
+        processes.revive(child, said.append)
+        assert child.ended() is None
+        assert [line.split()[0] for line in said] == ["child", "child"]
+    finally:
+        ground.kill()
+        child.kill()
+
+
+def test_the_workers_of_our_ray_get_a_sigterm_and_time_for_a_last_checkpoint(tmp_path: Path) -> None:
+    worker = """import signal, sys, time
+signal.signal(15, lambda *_: (time.sleep(0.3), print('saved', flush=True), sys.exit()))
+print('ready', flush=True)
+time.sleep(600)"""
+    code = f"""import subprocess, sys, time
+subprocess.Popen(['ray::BlockActor.work', '-c', {worker!r}], executable=sys.executable)
+time.sleep(600)"""
+    ray = a_child(tmp_path / "ray.log", code)
+    ray.start()
+    try:
+        wait_for(lambda: "ready" in ray.said())
+        embedded._let_workers_save(ray, threading.Event())  # pyright: ignore[reportPrivateUsage]
+        assert "saved" in ray.said()
+        assert ray.ended() is None, "Ray itself is stopped later"
+    finally:
+        ray.kill()
+
+
+def test_a_second_ctrl_c_waits_for_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "WORKER", sys.executable.encode())
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+    worker = a_child(tmp_path / "ray.log", code)
+    hurried = threading.Event()
+    hurried.set()
+    worker.start()
+    try:
+        wait_for(lambda: "ready" in worker.said())
+        embedded._let_workers_save(worker, hurried)  # pyright: ignore[reportPrivateUsage]
+        assert embedded._workers_of(worker), "it was not waited for"  # pyright: ignore[reportPrivateUsage]
+    finally:
+        worker.kill()
 
 
 def test_a_data_directory_may_have_any_name(tmp_path: Path) -> None:
