@@ -102,7 +102,7 @@ def test_gpu_memory_of_another_process_with_the_pid_is_not_the_workers(
 
 
 def actor_died(message: str, *, drained: bool = False) -> ray.exceptions.ActorDiedError:
-    context = ActorDiedErrorContext(error_message=message, class_name="BlockActor")  # pyright: ignore
+    context = ActorDiedErrorContext(error_message=message, class_name="BlockActor", actor_id=bytes(16))  # pyright: ignore
     if drained:
         context.node_death_info.reason = NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED  # pyright: ignore
     return ray.exceptions.ActorDiedError(context)  # pyright: ignore
