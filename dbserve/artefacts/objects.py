@@ -128,7 +128,8 @@ class ObjectArtefacts:
             raise StorageError(f"{what}: {error}") from error
 
     def _at(self, place: Place) -> str:
-        return f"{self._root}/{inside(place)}"
+        below = inside(place)  # before anything is asked of the store
+        return f"{self._root}/{below}"
 
     @property
     def _root(self) -> str:
