@@ -91,7 +91,7 @@ def service() -> Generator[Service]:
         ]
         _child(stack, command, stdout=log)
         url = f"unix://{socket}"
-        _wait(lambda: _ping(socket))
+        _wait(lambda: _ping(socket), "redis-server")
         environment = {
             **os.environ,
             "DBSERVE_REDIS_URL": url,
@@ -99,12 +99,11 @@ def service() -> Generator[Service]:
             "DBSERVE_CACHE_DIR": str(directory / "cache"),
         }
         command = [sys.executable, "-m", "dbserve", "api", "--host", "127.0.0.1", "--port", "0"]
-        api = _child(stack, command, stdout=subprocess.PIPE, stderr=log, env=environment)
-        assert api.stdout is not None
-        said = api.stdout.readline().decode()
-        if "://" not in said:
-            raise RuntimeError(f"the API did not start: {(directory / 'log').read_text()[-2000:]}")
-        yield Service(url, int(said.rpartition(":")[2]))
+        said = directory / "api.log"
+        with said.open("wb") as out:
+            _child(stack, command, stdout=out, stderr=log, env=environment)
+        _wait(lambda: b"\n" in said.read_bytes(), "the API")
+        yield Service(url, int(said.read_text().splitlines()[0].rpartition(":")[2]))
 
 
 def job(blocks: int) -> JobSpec:
@@ -236,10 +235,10 @@ async def _write_while_followed(
     """When each event was about to be written, and what each client received when."""
     spec = job(3)
     store = JobStore.from_url(here.redis_url)
-    record, _ = await store.create_job(spec, planned(spec), idempotency_key=None, request_digest="")
-    run = Run(job_id=record.id, task="block-0", attempt=1)
+    made, _ = await store.create_job(spec, planned(spec), idempotency_key=None, request_digest="")
+    run = Run(job_id=made.record.id, task="block-0", attempt=1)
     sent: list[float] = []
-    asked = ("--job", record.id, "--connections", str(sizes.clients), "--count", str(count))
+    asked = ("--job", made.record.id, "--connections", str(sizes.clients), "--count", str(count))
     with _loading(here, "follow", *asked) as out:
         assert await asyncio.to_thread(out.readline) == b"following\n"
         began = time.monotonic()
@@ -259,9 +258,9 @@ async def _write_progress(here: Service, sizes: Sizes) -> float:
     store = JobStore.from_url(here.redis_url)
     runs: list[Run] = []
     while len(runs) < WRITERS:
-        record, _ = await store.create_job(spec, plan, idempotency_key=None, request_digest="")
+        made, _ = await store.create_job(spec, plan, idempotency_key=None, request_digest="")
         for block in range(16):
-            run = Run(job_id=record.id, task=f"block-{block}", attempt=1)
+            run = Run(job_id=made.record.id, task=f"block-{block}", attempt=1)
             await store.apply(Launched(run=run, at=time.time(), cluster="c"))
             await store.apply(Started(run=run, at=time.time(), node="n", pid=1))
             runs.append(run)
@@ -298,7 +297,8 @@ def _loading(here: Service, what: str, *arguments: str) -> Generator[IO[bytes]]:
 
 def _load(here: Service, what: str, *arguments: str) -> dict[str, Any]:
     with _loading(here, what, *arguments) as out:
-        return json.loads(out.read())
+        said = out.read()
+    return json.loads(said)
 
 
 def _child(
@@ -326,11 +326,11 @@ def _used_memory(here: Service) -> int:
         return client.info("memory")["used_memory"]  # pyright: ignore
 
 
-def _wait(condition: Callable[[], bool]) -> None:
+def _wait(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError("redis-server did not start")
+            raise RuntimeError(f"{what} did not start")
         time.sleep(0.02)
 
 

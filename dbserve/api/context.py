@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 
 from dbserve.api.fanout import Fanout
+from dbserve.api.submission import Plans
 from dbserve.errors import JobNotFound, ModelNotFound
 from dbserve.metrics import HttpMetrics, WorkDone
 from dbserve.settings import Settings
@@ -22,6 +23,10 @@ class Services:
     store: JobStore
     http: HttpMetrics = field(default_factory=HttpMetrics)
     work: WorkDone = field(default_factory=WorkDone)
+
+    @cached_property
+    def plans(self) -> Plans:
+        return Plans(self.settings)
 
     @cached_property
     def fanout(self) -> Fanout:

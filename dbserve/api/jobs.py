@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from dbserve.api.auth import Owner
 from dbserve.api.context import JobId, Store, With
 from dbserve.api.problems import problems
-from dbserve.api.submission import BODY, Submitted, plan
+from dbserve.api.submission import BODY, Submitted
 from dbserve.api.views import block_view, block_views, checkpoint_views, job_summary, job_view
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import JobStatus
@@ -38,7 +38,7 @@ class CancelQuery(BaseModel, extra="forbid"):
 @router.post("/plans", tags=["plans"], openapi_extra=BODY, responses=problems(413, 415, 422))
 async def make_plan(spec: Submitted, services: With) -> JobPlan:
     """What a job would become: blocks, sigma intervals, parameters, bytes. Nothing is stored."""
-    return await plan(spec, services.settings)
+    return await services.plans.make(spec)
 
 
 @router.post("/jobs", tags=["jobs"], status_code=202, openapi_extra=BODY, responses=problems(413, 415, 422, 429))
@@ -54,7 +54,7 @@ async def submit_job(
     else:
         snapshot, created = await store.create_job(
             spec,
-            await plan(spec, services.settings),
+            await services.plans.make(spec),
             idempotency_key=idempotency_key,
             request_digest=request,
             owner=owner,

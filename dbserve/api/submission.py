@@ -1,5 +1,6 @@
 """The road of a job from the request's body to its plan."""
 
+from collections import OrderedDict
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -10,9 +11,14 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.conversion import with_source
 from dbserve.datasets import inspect
+from dbserve.datasets.inspection import locate
+from dbserve.datasets.shards import shard_version
 from dbserve.jobfile import Format, parse_job
 from dbserve.planner import load_card, plan_job
 from dbserve.settings import Settings
+
+PARSED_AT_ONCE_BYTES = 16 * 1024  # JSON so short is parsed sooner than it is handed to a thread
+REMEMBERED = 64
 
 _FORMATS: dict[str, Format] = {
     "application/json": "json",
@@ -41,18 +47,57 @@ async def _job_spec(request: Request) -> JobSpec:
     if form is None:
         raise HTTPException(415, "send the job as application/json or application/yaml, and say which in Content-Type")
     body = await request.body()
+    if form == "json" and len(body) <= PARSED_AT_ONCE_BYTES:
+        return parse_job(body, form)
     return await run_in_threadpool(parse_job, body, form)
 
 
 Submitted = Annotated[JobSpec, Depends(_job_spec)]
 
 
-async def plan(spec: JobSpec, settings: Settings) -> JobPlan:
-    """The plan of a job: card, then shards (footers and labels), then arithmetic. Raises ConfigInvalid, DataInvalid."""
-    return await run_in_threadpool(_plan, spec, settings)
+class Plans:
+    """Makes plans, and remembers the last ones: of sweeps and repeats many are alike but for name and labels.
+
+    A plan is made again when any of its shards has changed, and of a job with files beside them (a tokenizer, an
+    existing network) always.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: OrderedDict[str, tuple[_Versions, JobPlan]] = OrderedDict()
+
+    async def make(self, spec: JobSpec) -> JobPlan:
+        """The plan of a job: card, then shards (footers and labels), then arithmetic.
+
+        Raises ConfigInvalid, DataInvalid.
+        """
+        if spec.architecture.source is not None or spec.data.tokenizer is not None:
+            return await run_in_threadpool(self._made, spec)
+        asked = spec.model_copy(update={"name": "", "labels": {}}).model_dump_json()
+        versions = await run_in_threadpool(self._versions, spec)  # before the shards are read: no change goes unseen
+        if (known := self._known.get(asked)) is not None and known[0] == versions:
+            self._known.move_to_end(asked)
+            return known[1]
+        plan = await run_in_threadpool(self._made, spec)
+        self._known[asked] = versions, plan
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return plan
+
+    def _made(self, spec: JobSpec) -> JobPlan:
+        card = load_card(spec.architecture.kind)
+        facts = inspect(spec.data, modality=card.modality, cache_dir=self._settings.cache_dir)
+        return plan_job(with_source(spec, facts), card, facts)
+
+    def _versions(self, spec: JobSpec) -> "_Versions":
+        """Which shards there are, and what would differ if their bytes did."""
+        data, cache_dir = spec.data, self._settings.cache_dir
+        train = locate(data.uri, role="train", pointer="/data/uri", cache_dir=cache_dir)
+        versions = [shard_version(uri, pointer="/data/uri") for uri in train]
+        if data.test_uri is not None:
+            test = locate(data.test_uri, role="test", pointer="/data/test_uri", cache_dir=cache_dir)
+            versions += [shard_version(uri, pointer="/data/test_uri") for uri in test]
+        return versions
 
 
-def _plan(spec: JobSpec, settings: Settings) -> JobPlan:
-    card = load_card(spec.architecture.kind)
-    facts = inspect(spec.data, modality=card.modality, cache_dir=settings.cache_dir)
-    return plan_job(with_source(spec, facts), card, facts)
+_Versions = list[dict[str, str]]
