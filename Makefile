@@ -19,7 +19,11 @@ demo: setup
 	$(BIN)/python -m examples.demo
 
 test: setup
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not chaos"
+
+# Slow tests that break things for real: killed workers, stopped raylets, full disks, a Redis that stalls.
+test-chaos: setup
+	$(BIN)/python -m pytest tests -m chaos
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit

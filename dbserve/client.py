@@ -6,8 +6,9 @@
             print(event.kind, event.task)
         print(client.report(job.id).quality.chain.accuracy)
 
-Lost connections are tried again where that is safe: every request but `delete` and `retry` may be sent twice (`submit` carries an
-Idempotency-Key). What the server refuses is raised as an ApiError with its code and the pointers to the faults.
+Lost connections are tried again where that is safe: every request but `delete` and `retry` may be sent twice (`submit`
+carries an Idempotency-Key). What the server refuses is raised as an ApiError with its code and the pointers to the
+faults.
 """
 
 import math
@@ -286,8 +287,13 @@ class Client:
                 return response
         raise AssertionError("unreachable")
 
-    def _stream(self, path: str, params: Mapping[str, Any], after: str | None, *, last: str | None) -> Iterator[Message]:
-        """Messages until the one named `last`, or until the server says that nothing follows (204); a lost or silent stream is taken up again after the last id seen."""
+    def _stream(
+        self, path: str, params: Mapping[str, Any], after: str | None, *, last: str | None
+    ) -> Iterator[Message]:
+        """Messages until the one named `last`, or until the server says that nothing follows (204).
+
+        A lost or silent stream is taken up again after the last id seen.
+        """
         heard = time.monotonic()
         while True:
             headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}

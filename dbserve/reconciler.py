@@ -8,7 +8,7 @@ import time
 import uuid
 from typing import Protocol
 
-from dbserve.artefacts import job_directory, open_artefacts
+from dbserve.artefacts import Artefacts, job_directory, open_artefacts
 from dbserve.contracts.cluster import Capacity, Presence, Resources
 from dbserve.contracts.status import Crashed, Launched, Reason, Run, Stopped, Task
 from dbserve.errors import ClusterUnavailable, DbserveError, IllegalTransition, JobNotFound, StaleRun
@@ -37,12 +37,6 @@ class Cluster(Protocol):
     def stop(self, run: Run, *, task: Task | None) -> None: ...
     def presence(self, task: Task) -> Presence: ...
     def cause_of_death(self, run: Run) -> tuple[Reason, str] | None: ...
-
-
-class Artefacts(Protocol):
-    """What the reconciler asks of the artefact store."""
-
-    def remove(self, relative: str) -> None: ...
 
 
 class Reconciler:
@@ -108,7 +102,7 @@ class Reconciler:
             except (StaleRun, IllegalTransition, JobNotFound) as passed:
                 log.info("no longer true: %s", passed)  # the store moved on since the look
         for job_id in await self._store.wishes.deleted():
-            await asyncio.to_thread(self._artefacts.remove, job_directory(job_id).as_posix())
+            await asyncio.to_thread(self._artefacts.remove, job_directory(job_id))
             await self._store.wishes.artefacts_removed(job_id)
 
     async def _hold(self) -> bool:

@@ -101,5 +101,5 @@ def in_place(tasks: Mapping[str, Task]) -> dict[str, Task]:
 async def clock(redis: Redis) -> float:
     """Unix seconds by the store's clock."""
     async with reaching_redis():
-        seconds, microseconds = await redis.time()
+        seconds, microseconds = await redis.time()  # pyright: ignore[reportUnknownMemberType]
     return int(seconds) + int(microseconds) / 1e6

@@ -48,8 +48,8 @@ async def submitted(store: JobStore, **changes: Any) -> str:
     return made.record.id
 
 
-async def start(store: JobStore, job_id: str, task: str) -> Run:
-    run = Run(job_id=job_id, task=task, attempt=1)
+async def start(store: JobStore, job_id: str, task: str, attempt: int = 1) -> Run:
+    run = Run(job_id=job_id, task=task, attempt=attempt)
     await store.apply(Launched(run=run, at=time.time(), cluster="c"))
     await store.apply(Started(run=run, at=time.time(), node="n1", pid=7))
     return run

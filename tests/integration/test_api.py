@@ -1,6 +1,5 @@
 """The REST API on a real Redis."""
 
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -63,11 +62,11 @@ async def test_a_job_shows_progress_eta_and_why_it_stands(http: httpx.AsyncClien
     assert job.progress.eta_seconds == pytest.approx(5.0 + 10.0)
     block = job.blocks[0]
     assert (block.step, block.loss, block.memory_peak, block.node) == (10, 1.5, 4096, "n1")
-    crash = Crashed(run=run, at=time.time(), reason=Reason.HOST_OOM, message="killed", retry_at=time.time() + 60)
+    crash = Crashed(run=run, reason=Reason.WORKER_LOST, message="killed", retry_after=60.0)
     await store.apply(crash)
     job = JobView.model_validate_json((await http.get(f"/v1/jobs/{job_id}")).content)
     assert job.status == "recovering"
-    assert (job.reason, job.blocks[0].attempt, job.blocks[0].message) == (Reason.HOST_OOM, 2, "killed")
+    assert (job.reason, job.blocks[0].attempt, job.blocks[0].message) == (Reason.WORKER_LOST, 2, "killed")
     assert job.blocks[0].retry_at is not None
 
 

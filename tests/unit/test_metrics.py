@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from dbserve.contracts.snapshot import JobSnapshot
+from dbserve.contracts.snapshot import JobOutline, JobSnapshot
 from dbserve.contracts.status import MemoryBytes, Reason, TaskState
 from dbserve.metrics import HttpMetrics, WorkDone, render
 from tests.jobs import small_plan
@@ -15,7 +15,7 @@ from tests.snapshots import NOW, baselines_spec, checkpoint, memory, running, sn
 Labels = frozenset[tuple[str, str]]
 
 
-def exposed(jobs: Iterable[JobSnapshot] | None, work: WorkDone | None = None, http: HttpMetrics | None = None) -> str:
+def exposed(jobs: Iterable[JobOutline] | None, work: WorkDone | None = None, http: HttpMetrics | None = None) -> str:
     jobs = None if jobs is None else list(jobs)
     return render("", http or HttpMetrics(), work or WorkDone(), jobs)[0].decode()
 
@@ -98,10 +98,12 @@ def test_jobs_and_blocks_are_counted_by_status_with_zeros() -> None:
     assert value(text, "dbserve_blocks", status="running") == 2, "the baseline is no block"
 
 
-def test_a_job_that_ends_during_the_scrape_is_told_once() -> None:
-    job = a_running_job()
-    text = exposed([job, job])
-    assert value(text, "dbserve_jobs", status="running") == 1
+def test_a_job_that_has_not_begun_is_counted_and_has_no_series() -> None:
+    queued = snapshot()
+    outline = JobOutline(**{name: getattr(queued, name) for name in JobOutline.model_fields})
+    text = exposed([outline, a_running_job()])
+    assert value(text, "dbserve_jobs", status="queued") == 1
+    assert value(text, "dbserve_blocks", status="pending") == 2
     assert text.count("dbserve_block_loss{") == 1
 
 
