@@ -15,7 +15,7 @@ _bearer = HTTPBearer(
 )
 
 
-def require_key(services: With, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
+async def require_key(services: With, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
     """The owner that the request's key stands for: a digest of it; "" where no key is asked for. 401 for a wrong one.
 
     Every key is compared, each in constant time.

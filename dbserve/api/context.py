@@ -34,21 +34,22 @@ class Services:
         return Fanout(self.store)
 
 
-def _services(request: Request) -> Services:
+# async although nothing is awaited: plain functions would be handed to a thread, at more cost than they have themselves
+async def _services(request: Request) -> Services:
     return request.app.state.services
 
 
-def _store(request: Request) -> JobStore:
-    return _services(request).store
+async def _store(services: Annotated[Services, Depends(_services)]) -> JobStore:
+    return services.store
 
 
-def _job_id(job_id: Annotated[str, Path()]) -> str:
+async def _job_id(job_id: Annotated[str, Path()]) -> str:
     if not _ID.fullmatch(job_id):
         raise JobNotFound(job_id)
     return job_id
 
 
-def _model_id(model_id: Annotated[str, Path()]) -> str:
+async def _model_id(model_id: Annotated[str, Path()]) -> str:
     if not _ID.fullmatch(model_id):
         raise ModelNotFound(model_id)
     return model_id
