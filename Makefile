@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-unit lint bench cards schema clean
+.PHONY: setup demo test test-unit lint bench bench-api cards schema clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,9 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.blocks
 	$(BIN)/python -m benchmarks.orchestration
+
+bench-api: setup
+	$(BIN)/python -m benchmarks.api
 
 # Files that code writes; a test fails when one is stale.
 cards: setup
