@@ -21,14 +21,14 @@ STALLED_SECONDS = 300.0  # or half the deadline that replaces the worker, where 
 
 
 def step_of(snapshot: JobOutline, name: str) -> int:
-    """Steps a task has behind it: what its attempt has told, else what its last checkpoint holds."""
+    """Steps a task has behind it: what its attempt has told, and never less than its last checkpoint holds."""
     task = snapshot.tasks[name]
     total = task.steps
     if task.state is TaskState.SUCCEEDED:
         return total
-    if (progress := snapshot.progress.get(name)) is not None:
-        return min(progress.step, total)
-    return task.checkpoints[-1].step if task.checkpoints else 0
+    saved = task.checkpoints[-1].step if task.checkpoints else 0
+    told = snapshot.progress.get(name)
+    return min(max(saved, told.step if told is not None else 0), total)  # an attempt that only begins has told no step
 
 
 def conditions(job: JobOutline, task: Task, now: float) -> tuple[Condition, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis as redis_sync
 
 from dbserve.client import Client
 
@@ -29,12 +30,14 @@ def wait_for(condition: Callable[[], bool], *, seconds: float, what: str) -> Non
 class Service:
     """A running `dbserve up`."""
 
-    def __init__(self, data_dir: Path, port: int | None = None) -> None:
+    def __init__(self, data_dir: Path, port: int | None = None, **settings: str) -> None:
+        """`settings` by the names of Settings' fields."""
         self.data_dir = data_dir
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._output = data_dir.with_suffix(".out")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DBSERVE_")}
+        environment |= {f"DBSERVE_{name.upper()}": value for name, value in settings.items()}
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dbserve", "up", "--data-dir", str(data_dir), "--port", str(self.port)],
@@ -62,13 +65,18 @@ class Service:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def child(self, name: str) -> psutil.Process:
-        """The API's or the reconciler's process."""
+        """The process of `api`, `reconcile`, or `redis-server`."""
         [found] = [
             process
             for process in psutil.Process(self.process.pid).children()
-            if re.search(rf"dbserve {name}\b", " ".join(process.cmdline()))
+            if re.search(rf"dbserve {name}\b|{name}$", " ".join(process.cmdline()[:4]))
+            or Path((process.cmdline() or [""])[0]).name.startswith(name)
         ]
         return found
+
+    def redis(self) -> redis_sync.Redis:
+        """A client of the service's own Redis."""
+        return redis_sync.Redis(unix_socket_path=str(self.data_dir / "redis" / "redis.sock"), decode_responses=True)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)

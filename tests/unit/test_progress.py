@@ -16,6 +16,8 @@ def test_an_attempt_that_has_told_nothing_stands_at_its_last_checkpoint() -> Non
     job = snapshot(block__0={"state": TaskState.LAUNCHED, "attempt": 2, "checkpoints": (checkpoint(5), checkpoint(10))})
     assert step_of(job, "block-0") == 10
     assert step_of(job, "block-1") == 0
+    begins = snapshot(block__0={**running(0), "checkpoints": (checkpoint(15),)})
+    assert step_of(begins, "block-0") == 15, "an attempt that begins does not fall behind its checkpoint"
 
 
 def test_a_task_that_succeeded_has_all_its_steps_even_when_its_progress_is_gone() -> None:
