@@ -30,8 +30,8 @@ def wait_for(condition: Callable[[], bool], *, seconds: float, what: str) -> Non
 class Service:
     """A running `dbserve up`."""
 
-    def __init__(self, data_dir: Path, port: int | None = None, **settings: str) -> None:
-        """`settings` by the names of Settings' fields."""
+    def __init__(self, data_dir: Path, *arguments: str, port: int | None = None, **settings: str) -> None:
+        """`arguments` of `dbserve up`; `settings` by the names of Settings' fields."""
         self.data_dir = data_dir
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -40,7 +40,7 @@ class Service:
         environment |= {f"DBSERVE_{name.upper()}": value for name, value in settings.items()}
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dbserve", "up", "--data-dir", str(data_dir), "--port", str(self.port)],
+                [sys.executable, "-m", "dbserve", "up", "--data-dir", str(data_dir), "--port", str(self.port), *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
