@@ -1,6 +1,8 @@
 """Streams over a real connection: server, client and command line together, on a real Redis."""
 
 import asyncio
+import random
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +11,10 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from dbserve.api import fanout
 from dbserve.cli import cli
 from dbserve.client import Client, NotFound
+from dbserve.contracts.status import Held, Reason, Run
 from dbserve.store import JobStore, history
 from tests.integration.serving import finish, serving, settings, start, submitted
 
@@ -34,6 +38,22 @@ async def read_stream(url: str, **headers: str) -> tuple[int, str]:
         return response.status_code, response.text
 
 
+def ids_in(text: str) -> list[str]:
+    return [line.removeprefix("id: ") for line in text.split("\n") if line.startswith("id: ")]
+
+
+async def hold(store: JobStore, job_id: str, message: str) -> None:
+    """One event more."""
+    run = Run(job_id=job_id, task="block-0", attempt=1)
+    await store.apply(Held(run=run, at=0.0, reason=Reason.UNSCHEDULABLE, message=message))
+
+
+def wait_until_told(url: str, job_id: str, *, after: str) -> None:
+    """Until the server has handed its readers all events up to that one: another reader of the feed is told of it."""
+    with Client(url) as client:
+        assert any(event.id == after for event in client.events(job_id))
+
+
 async def test_a_stream_tells_all_from_the_first_event_to_the_last_and_then_ends(url: str, store: JobStore) -> None:
     job_id = await submitted(store)
     reading = asyncio.create_task(read_stream(f"{url}/v1/jobs/{job_id}/events"))
@@ -41,7 +61,7 @@ async def test_a_stream_tells_all_from_the_first_event_to_the_last_and_then_ends
     status, text = await asyncio.wait_for(reading, 20)
     known = [event.id for event in await store.history.events(job_id)]
     assert status == 200
-    assert [line.removeprefix("id: ") for line in text.splitlines() if line.startswith("id: ")] == known
+    assert ids_in(text) == known
     assert text.rstrip().splitlines()[-2] == "event: job_finished"
 
 
@@ -51,7 +71,7 @@ async def test_a_stream_goes_on_after_the_last_event_that_was_seen(url: str, sto
     ids = [event.id for event in await store.history.events(job_id)]
     address = f"{url}/v1/jobs/{job_id}/events"
     _, text = await read_stream(address, **{"Last-Event-ID": ids[3]})
-    assert [line.removeprefix("id: ") for line in text.splitlines() if line.startswith("id: ")] == ids[4:]
+    assert ids_in(text) == ids[4:]
     assert (await read_stream(f"{address}?after={ids[3]}"))[1] == text
     status, nothing = await read_stream(address, **{"Last-Event-ID": ids[-1]})
     assert (status, nothing) == (204, ""), "an EventSource stops at 204 instead of asking for ever"
@@ -91,8 +111,8 @@ async def test_deleting_a_job_ends_its_streams(url: str, store: JobStore) -> Non
 
     reading = asyncio.create_task(read())
     await seen.wait()
-    await store.request_cancel(job_id)
-    await store.delete_job(job_id)
+    await store.wishes.cancel(job_id)
+    await store.wishes.delete(job_id)
     await asyncio.wait_for(reading, 20)
 
 
@@ -185,3 +205,67 @@ async def test_a_download_of_a_model_that_is_unknown_writes_nothing(url: str, tm
 
     await asyncio.to_thread(fetch)
     assert not (tmp_path / "models").exists()
+
+
+async def test_whoever_joins_while_events_are_written_at_speed_gets_each_once_and_in_order(
+    url: str, store: JobStore
+) -> None:
+    job_id = await submitted(store)
+    choose, readers = random.Random(0), list[asyncio.Task[tuple[int, str]]]()
+    for number in range(300):
+        await hold(store, job_id, str(number))
+        if choose.random() < 0.1:
+            known = [event.id for event in await store.history.events(job_id)]
+            after = choose.choice([None, *known])
+            headers = {"Last-Event-ID": after} if after else {}
+            readers.append(asyncio.create_task(read_stream(f"{url}/v1/jobs/{job_id}/events", **headers), name=after))
+    await store.wishes.cancel(job_id)
+    known = [event.id for event in await store.history.events(job_id)]
+    assert len(readers) > 10
+    for reader, (status, text) in zip(readers, await asyncio.wait_for(asyncio.gather(*readers), 30), strict=True):
+        after = reader.get_name()
+        assert status == 200
+        assert ids_in(text) == known[known.index(after) + 1 if after in known else 0 :]
+
+
+async def test_a_reader_that_takes_nothing_is_let_go_and_misses_nothing_when_it_comes_back(
+    url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "MOST_WAITING_BYTES", 100_000)
+    job_id = await submitted(store)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", httpx.URL(url).port or 0))
+        slow.sendall(f"GET /v1/jobs/{job_id}/events HTTP/1.0\r\nAccept: text/event-stream\r\n\r\n".encode())
+        text = await asyncio.to_thread(slow.recv, 4096)  # it is being served
+        for number in range(400):  # more than the buffers on the way can take
+            await hold(store, job_id, f"{number} " + 20_000 * "x")
+        await asyncio.to_thread(wait_until_told, url, job_id, after=(await store.history.newest_event(job_id)))
+        slow.settimeout(20)
+        while piece := await asyncio.to_thread(slow.recv, 1 << 20):
+            text += piece
+    await store.wishes.cancel(job_id)
+    known = [event.id for event in await store.history.events(job_id)]
+    got = ids_in(text.decode())
+    assert got == known[: len(got)]
+    assert 0 < len(got) < len(known) - 3, "it was cut off"
+    status, rest = await read_stream(f"{url}/v1/jobs/{job_id}/events", **{"Last-Event-ID": got[-1]})
+    assert status == 200
+    assert [*got, *ids_in(rest)] == known
+
+
+async def test_the_stream_of_a_job_that_is_tried_again_goes_on_to_its_second_end(url: str, store: JobStore) -> None:
+    job_id = await submitted(store)
+    await store.wishes.cancel(job_id)
+    await store.wishes.retry(job_id)
+    text = ""
+    async with (
+        httpx.AsyncClient(timeout=20.0) as http,
+        http.stream("GET", f"{url}/v1/jobs/{job_id}/events", headers=STREAM) as response,
+    ):
+        async for piece in response.aiter_text():
+            if "event: job_retry_requested" in piece:
+                await store.wishes.cancel(job_id)
+            text += piece
+    assert ids_in(text) == [event.id for event in await store.history.events(job_id)]
+    assert text.count("event: job_finished") == 2
