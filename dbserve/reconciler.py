@@ -10,7 +10,7 @@ from typing import Protocol
 
 from dbserve.artefacts import Artefacts, job_directory, open_artefacts
 from dbserve.contracts.cluster import Capacity, Presence, Resources
-from dbserve.contracts.status import Crashed, Launched, Reason, Run, Stopped, Task
+from dbserve.contracts.status import HELD, Crashed, Launched, Reason, Run, Stopped, Task
 from dbserve.errors import ClusterUnavailable, DbserveError, IllegalTransition, JobNotFound, StaleRun
 from dbserve.failpoints import failpoint
 from dbserve.scheduling import Action, Bury, Launch, Limits, Note, Scene, Stop, decide
@@ -83,7 +83,7 @@ class Reconciler:
         alive = await asyncio.to_thread(self._cluster.alive)
         capacity = await asyncio.to_thread(self._cluster.capacity)
         jobs = await self._store.active_outlines()
-        self._asked &= {task.run for job in jobs for task in job.tasks.values()}
+        self._asked &= {task.run for job in jobs for task in job.tasks.values() if task.state in HELD}
         scene = Scene(
             jobs=jobs,
             alive=alive,

@@ -1,6 +1,6 @@
 """decide(): what must be done so that the cluster runs what the store wants, and no more. Pure."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -98,22 +98,32 @@ def decide(scene: Scene) -> Iterator[Action]:
     """First who must go, then what each job's tasks are due, then who may start, in their turn."""
     yield from _unwanted(scene)
     for job in scene.jobs:
-        for task in job.tasks.values():
-            yield from _due(job, task, scene)
+        if not _only_waits(job):
+            for task in job.tasks.values():
+                yield from _due(job, task, scene)
+    yield from _unschedulable(scene)
     yield from _launches(scene)
 
 
 def _unwanted(scene: Scene) -> Iterator[Action]:
     """The set difference: whatever lives and is not wanted. Without it a superseded worker would keep its GPU."""
-    known = {task.run: task for job in scene.jobs for task in job.tasks.values()}
-    for run in sorted(scene.alive - known.keys(), key=str):
-        yield Stop(run)
-    for run, task in known.items():
-        if run not in scene.alive or task.state in HELD:
-            continue
-        if task.state in STOPPING and (task.stop_by is None or scene.now <= task.stop_by):
-            continue
-        yield Stop(run, task)
+    jobs = {job.record.id: job for job in scene.jobs}
+    for run in sorted(scene.alive, key=str):
+        task = jobs[run.job_id].tasks.get(run.task) if run.job_id in jobs else None
+        if task is None or task.run != run:
+            yield Stop(run)
+        elif task.state not in HELD and (task.state not in STOPPING or scene.now > (task.stop_by or float("inf"))):
+            yield Stop(run, task)
+
+
+def _only_waits(job: JobOutline) -> bool:
+    """Nothing can be due: of thousands of jobs, most."""
+    deadlines = job.record.deadlines
+    return (
+        job.record.intent is Intent.RUN
+        and deadlines.total_seconds is deadlines.queue_seconds is None
+        and all(task.state is TaskState.PENDING for task in job.tasks.values())
+    )
 
 
 def _due(job: JobOutline, task: Task, scene: Scene) -> Iterator[Action]:
@@ -183,6 +193,21 @@ def _lost(job: JobOutline, task: Task, scene: Scene) -> Crashed | None:
     return None
 
 
+def _unschedulable(scene: Scene) -> Iterator[Action]:
+    """What could start, if there were a node for it: said once."""
+    verdicts: dict[tuple[float, float], str | None] = {}
+    for job in scene.jobs:
+        for task in job.tasks.values():
+            if task.state is not TaskState.PENDING:
+                continue
+            held = task.cpus, task.gpus
+            if held not in verdicts:
+                verdicts[held] = _can_never_fit(resources_of(task), scene.capacity)
+            why = verdicts[held]
+            if why is not None and task.message != why and _may_start(job, task, scene.now):
+                yield Note(Held(run=task.run, reason=Reason.UNSCHEDULABLE, message=why))
+
+
 def _launches(scene: Scene) -> Iterator[Action]:
     free, occupied = scene.capacity.total, Counter[str]()
     jobs_with_workers = 0
@@ -199,15 +224,13 @@ def _launches(scene: Scene) -> Iterator[Action]:
     total = sum(occupied.values())
     for job, task in turns(scene.jobs, by_owner, scene.now):
         resources, limits, most = resources_of(task), scene.limits, job.record.queue.max_concurrent_blocks
-        if (why := _can_never_fit(resources, scene.capacity)) is not None:
-            if task.message != why:
-                yield Note(Held(run=task.run, reason=Reason.UNSCHEDULABLE, message=why))
-            continue
-        if free.cpus <= 0.0 or (most is not None and occupied[job.record.id] >= most):
-            continue
-        if limits.tasks is not None and total >= limits.tasks:
+        if free.cpus <= 0.0 or (limits.tasks is not None and total >= limits.tasks):
+            return
+        if most is not None and occupied[job.record.id] >= most:
             continue
         if limits.jobs is not None and not occupied[job.record.id] and jobs_with_workers >= limits.jobs:
+            continue
+        if _can_never_fit(resources, scene.capacity) is not None:
             continue
         if resources.fits(free):
             yield Launch(task.run, resources)
@@ -218,28 +241,36 @@ def _launches(scene: Scene) -> Iterator[Action]:
 
 
 def turns(jobs: Sequence[JobOutline], by_owner: Mapping[str, int], now: float) -> Iterator[tuple[JobOutline, Task]]:
-    """Tasks that could start, in the order in which they may.
+    """Tasks that could start, in the order in which they may. Looks no further than it is asked.
 
     Higher priority first; among equals, whoever submitted them takes turns, the one with the fewest workers first; what
     one owner submitted goes first come, first served, and within a job in the plan's order.
     """
-    waiting: dict[int, dict[str, deque[tuple[JobOutline, Task]]]] = {}
+    share = Counter(by_owner)
+    lines: dict[int, dict[str, list[JobOutline]]] = {}
     for job in sorted(jobs, key=lambda job: job.record.id):
-        if job.record.intent is not Intent.RUN or _deadline(job, now) is not None:
-            continue
-        for task in job.tasks.values():
-            if can_start(task, job.tasks, now):
-                owners = waiting.setdefault(job.record.queue.priority, {})
-                owners.setdefault(job.record.owner, deque()).append((job, task))
-    share = dict(by_owner)
-    for priority in sorted(waiting, reverse=True):
-        queues = waiting[priority]
-        while queues:
-            owner = min(queues, key=lambda one: (share.get(one, 0), queues[one][0][0].record.id))
-            yield queues[owner].popleft()
-            share[owner] = share.get(owner, 0) + 1
-            if not queues[owner]:
-                del queues[owner]
+        lines.setdefault(job.record.queue.priority, {}).setdefault(job.record.owner, []).append(job)
+    for priority in sorted(lines, reverse=True):
+        queues = {owner: _startable(line, now) for owner, line in lines[priority].items()}
+        heads = {owner: head for owner, queue in queues.items() if (head := next(queue, None)) is not None}
+        while heads:
+            owner = min(heads, key=lambda one: (share[one], heads[one][0].record.id))
+            yield heads[owner]
+            share[owner] += 1
+            following = next(queues[owner], None)
+            if following is None:
+                del heads[owner]
+            else:
+                heads[owner] = following
+
+
+def _startable(jobs: Sequence[JobOutline], now: float) -> Iterator[tuple[JobOutline, Task]]:
+    return ((job, task) for job in jobs for task in job.tasks.values() if _may_start(job, task, now))
+
+
+def _may_start(job: JobOutline, task: Task, now: float) -> bool:
+    wanted = job.record.intent is Intent.RUN and _deadline(job, now) is None
+    return wanted and can_start(task, job.tasks, now)
 
 
 def _can_never_fit(resources: Resources, capacity: Capacity) -> str | None:
