@@ -20,6 +20,7 @@ from dbserve.contracts.status import (
     JobRecord,
     JobStatus,
     Progress,
+    Restored,
     Task,
     TaskEvent,
 )
@@ -247,7 +248,7 @@ class JobStore:
             before = seen.tasks[run.task]
             dated = event.model_copy(update={"at": seen.now})
             after = advance(before, dated)
-            if after == before:
+            if after == before and not isinstance(event, Restored):  # moves nothing where nothing was lost; is told
                 return after
             status = job_state([*(seen.tasks | {run.task: after}).values()], seen.intent)
             data = {"state": after.state.value, **event.model_dump(mode="json", exclude={"run", "at", "kind"})}
