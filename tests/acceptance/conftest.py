@@ -15,6 +15,8 @@ import pytest
 import redis as redis_sync
 
 from dbserve.client import Client
+from tests.acceptance.digests import undisturbed
+from tests.acceptance.jobs import patient_job
 
 START_SECONDS = 150.0
 
@@ -40,7 +42,17 @@ class Service:
         environment |= {f"DBSERVE_{name.upper()}": value for name, value in settings.items()}
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dbserve", "up", "--data-dir", str(data_dir), "--port", str(self.port), *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "dbserve",
+                    "up",
+                    "--data-dir",
+                    str(data_dir),
+                    "--port",
+                    str(self.port),
+                    *arguments,
+                ],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -95,6 +107,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     running = Service(tmp_path_factory.mktemp("acceptance") / "data")
     yield running
     assert running.stop() == 0, running.said()
+
+
+@pytest.fixture(scope="session")
+def patient_digests(service: Service) -> dict[str, str]:
+    """What patient_job comes to when nothing happens to it; one run serves every test that disturbs it."""
+    with service.client() as opened:
+        return undisturbed(opened, service.data_dir / "artifacts", patient_job())
 
 
 @pytest.fixture

@@ -25,4 +25,18 @@ def digits_job(**changes: Any) -> JobSpec:
 def long_job(**changes: Any) -> JobSpec:
     """One that is still training whenever a test looks."""
     training = {"steps": 1_000_000, "batch_size": 64}
-    return digits_job(training=training, checkpoint={"every_steps": 50}, **changes)
+    return digits_job(**{"training": training, "checkpoint": {"every_steps": 50}, **changes})
+
+
+def patient_job(name: str = "patient") -> JobSpec:
+    """Long enough to be met in training; with dropout and augmentation, so that a resume must restore every draw."""
+    return digits_job(
+        name=name,
+        architecture={
+            "kind": "vit",
+            "options": {"depth": 2, "width": 32, "heads": 2, "patch": 2, "dropout": 0.1},
+        },
+        data={"uri": "builtin:digits", "augment": {"crop_padding": 1}},
+        training={"steps": 900, "batch_size": 64, "lr": 3e-3},
+        checkpoint={"every_steps": 400},
+    )

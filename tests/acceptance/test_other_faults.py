@@ -17,8 +17,8 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import JobStatus, Reason, TaskState
 from dbserve.embedded import redis_server_binary
 from tests.acceptance.conftest import Service, wait_for
-from tests.acceptance.jobs import digits_job
-from tests.acceptance.test_wishes import patient_job, trains
+from tests.acceptance.jobs import digits_job, patient_job
+from tests.acceptance.test_wishes import trains
 from tests.shards import cycle, pixels, write_shard
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.chaos]

@@ -8,28 +8,13 @@ import psutil
 import pytest
 
 from dbserve.client import Client, Conflict
-from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import JobStatus, Reason, TaskState
 from dbserve.contracts.views import BlockView
 from tests.acceptance.conftest import Service, wait_for
-from tests.acceptance.digests import digests, undisturbed
-from tests.acceptance.jobs import digits_job, long_job
+from tests.acceptance.digests import digests
+from tests.acceptance.jobs import digits_job, long_job, patient_job
 
 pytestmark = pytest.mark.timeout(600)  # a shared machine can be three times slower than itself
-
-
-def patient_job(name: str) -> JobSpec:
-    """Long enough to be met in training; with dropout and augmentation, so that a resume must restore every draw."""
-    return digits_job(
-        name=name,
-        architecture={
-            "kind": "vit",
-            "options": {"depth": 2, "width": 32, "heads": 2, "patch": 2, "dropout": 0.1},
-        },
-        data={"uri": "builtin:digits", "augment": {"crop_padding": 1}},
-        training={"steps": 900, "batch_size": 64, "lr": 3e-3},
-        checkpoint={"every_steps": 400},
-    )
 
 
 def trains(client: Client, job_id: str, block: int = 0, *, attempt: int = 1) -> Callable[[], bool]:
@@ -44,9 +29,9 @@ def gone(blocks: tuple[BlockView, ...]) -> bool:
     return not any(block.pid is not None and psutil.pid_exists(block.pid) for block in blocks)
 
 
-def test_a_paused_job_leaves_its_workers_place_and_ends_with_the_same_bits(client: Client, service: Service) -> None:
-    artifacts = service.data_dir / "artifacts"
-    expected = undisturbed(client, artifacts, patient_job("undisturbed"))
+def test_a_paused_job_leaves_its_workers_place_and_ends_with_the_same_bits(
+    client: Client, service: Service, patient_digests: dict[str, str]
+) -> None:
     job = client.submit(patient_job("paused"))
     wait_for(trains(client, job.id), seconds=120, what="block 0 trains")
     before = client.blocks(job.id)
@@ -62,13 +47,13 @@ def test_a_paused_job_leaves_its_workers_place_and_ends_with_the_same_bits(clien
     assert ended.status is JobStatus.SUCCEEDED, ended
     blocks = client.blocks(job.id)
     assert [(block.attempt, block.restarts) for block in blocks if block.name in saved] == [(2, {})] * len(saved)
-    assert digests(artifacts, job.id) == expected
+    assert digests(service.data_dir / "artifacts", job.id) == patient_digests
 
 
 @pytest.mark.chaos
-def test_a_cancelled_job_keeps_a_last_checkpoint_and_can_be_taken_up_again(client: Client, service: Service) -> None:
-    artifacts = service.data_dir / "artifacts"
-    expected = undisturbed(client, artifacts, patient_job("undisturbed-cancel"))
+def test_a_cancelled_job_keeps_a_last_checkpoint_and_can_be_taken_up_again(
+    client: Client, service: Service, patient_digests: dict[str, str]
+) -> None:
     job = client.submit(patient_job("cancelled"))
     wait_for(trains(client, job.id), seconds=120, what="block 0 trains")
     before = client.blocks(job.id)
@@ -79,7 +64,7 @@ def test_a_cancelled_job_keeps_a_last_checkpoint_and_can_be_taken_up_again(clien
     assert saved["block-0"] >= before[0].step
     client.retry(job.id)
     assert client.wait(job.id, timeout=400).status is JobStatus.SUCCEEDED
-    assert digests(artifacts, job.id) == expected
+    assert digests(service.data_dir / "artifacts", job.id) == patient_digests
     kinds = [event.kind for event in client.events(job.id)]
     assert (kinds.count("job_finished"), kinds.count("job_retry_requested"), kinds[-1]) == (2, 1, "job_finished")
 
