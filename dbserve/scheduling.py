@@ -133,12 +133,12 @@ def _due(job: JobOutline, task: Task, scene: Scene) -> Iterator[Action]:
     if task.state in STOPPING and run not in scene.alive:
         yield Bury(task, Stopped(run=run))
     elif intent is Intent.CANCEL and task.state in _CANCELLABLE:
-        yield Note(CancelRequested(run=run, stop_by=now + _grace(job, task, only_trained=True)))
+        yield Note(CancelRequested(run=run, stop_by=now + _grace(job, task)))
     elif (late := _deadline(job, now)) is not None and task.state in _CANCELLABLE:
-        stop_by = now + _grace(job, task, only_trained=True)
+        stop_by = now + _grace(job, task)
         yield Note(CancelRequested(run=run, stop_by=stop_by, reason=Reason.DEADLINE_EXCEEDED, message=late))
     elif intent is Intent.PAUSE and (task.state in HELD or task.state is TaskState.PENDING):
-        yield Note(PauseRequested(run=run, stop_by=now + _grace(job, task, only_trained=False)))
+        yield Note(PauseRequested(run=run, stop_by=now + _grace(job, task)))
     elif intent is Intent.RUN and task.state is TaskState.PAUSED:
         yield Note(Resumed(run=run))
     elif task.state in HELD:
@@ -148,11 +148,9 @@ def _due(job: JobOutline, task: Task, scene: Scene) -> Iterator[Action]:
         yield Note(Abandoned(run=run, message=f"{need} did not succeed"))
 
 
-def _grace(job: JobOutline, task: Task, *, only_trained: bool) -> float:
-    """Seconds for a last checkpoint: none where there is nothing to save. A pause also waits for the end of a short
-    task."""
-    has_time = task.state is TaskState.RUNNING and (task.kind in TRAINED or not only_trained)
-    return job.record.grace_seconds if has_time else 0.0
+def _grace(job: JobOutline, task: Task) -> float:
+    """Seconds for a last checkpoint: none where there is nothing to save."""
+    return job.record.grace_seconds if task.state is TaskState.RUNNING and task.kind in TRAINED else 0.0
 
 
 def _deadline(job: JobOutline, now: float) -> str | None:
