@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -43,10 +44,11 @@ def check_digest(path: Path, expected: FileDigest) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file. Raises StorageError when the disk cannot take it."""
+    """A safetensors file, its bytes a function of what it holds. Raises StorageError when the disk cannot take it."""
     save_file = cast("Any", safetensors.torch).save_file
     try:
         save_file(dict(tensors), path, metadata={"format": "pt", **metadata})
+        _sort_metadata(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {error}") from error
 
@@ -70,3 +72,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointInvalid(f"{path} cannot be read: {error}") from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata in order, which safetensors writes as its hash table has them: another order each time.
+
+    The file begins with the length of its header (8 bytes, little-endian), then the header: JSON, padded with spaces.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = cast("dict[str, Any]", json.loads(file.read(length)))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))

@@ -125,9 +125,11 @@ async def test_an_attempt_given_up_moves_no_pointer_and_removes_nothing(artefact
             store.task = store.task.model_copy(update={"run": store.task.run.next()})
         return Order.GO  # it has not heard of it yet
 
+    pulse = Orders(give_up)
     with pytest.raises(StaleRun, match="job/block-0/1 was given up"):
-        await attempt(store, artefacts, SPEC, Orders(give_up))
+        await attempt(store, artefacts, SPEC, pulse)
     assert store.saved_steps == [2, 4]
+    assert pulse.steps[-1] == 7, "the step after the one whose pointer was refused"
     assert {ref.path.rpartition("/")[2] for ref in store.task.checkpoints} <= set(lying(artefacts)["attempt-1"])
 
 

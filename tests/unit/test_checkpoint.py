@@ -69,6 +69,11 @@ def test_what_is_loaded_is_bit_for_bit_what_was_saved(saved: Saved) -> None:
             assert torch.equal(tensor, after[name])
 
 
+def test_the_same_state_is_the_same_bytes(saved: Saved, tmp_path: Path) -> None:
+    again = save(tmp_path / "attempt-2" / "step-00000040")
+    assert again.manifest_sha256 == saved.manifest_sha256
+
+
 def test_a_checkpoint_is_four_files_of_tensors_and_json(saved: Saved) -> None:
     assert sorted(path.name for path in saved.path.iterdir()) == sorted((WEIGHTS, OPTIMIZER, SUMMARY, MANIFEST))
     assert [path.name for path in saved.path.parent.iterdir()] == [saved.path.name]
