@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-unit lint bench bench-api cards schema clean
+.PHONY: setup demo test test-unit lint bench bench-api bench-recovery soak cards schema clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,16 @@ bench: setup
 
 bench-api: setup
 	$(BIN)/python -m benchmarks.api
+
+# How long it takes until things go on, after something broke.
+bench-recovery: setup
+	$(BIN)/python -m benchmarks.recovery
+
+# Jobs run while faults are injected, the same ones for the same seed; fails unless nothing is lost.
+MINUTES ?= 10
+SEED    ?= 1
+soak: setup
+	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) --seed $(SEED)
 
 # Files that code writes; a test fails when one is stale.
 cards: setup

@@ -1,0 +1,174 @@
+"""The parts of a soak that need no service: what is drawn from a seed, and what the table says."""
+
+import itertools
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.chaos import injector
+from tests.chaos.faults import Done, Ground, Kind, NoTarget, damage, kill, stopped
+from tests.chaos.injector import DECK, GAP_SECONDS, LASTS, Drawn, Fault, draw, inject, within
+from tests.chaos.table import BAD, Soak, markdown
+
+EVERY_KIND = tuple(Kind)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    """The pid of a process that does nothing."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process.pid
+        process.kill()
+
+
+@pytest.fixture
+def ground() -> Ground:
+    """Nobody's: nothing is really injected."""
+    return cast(Ground, None)
+
+
+def first(seed: int, count: int = 40, kinds: tuple[Kind, ...] = EVERY_KIND) -> list[Drawn]:
+    return [*itertools.islice(draw(seed, kinds), count)]
+
+
+def test_the_same_seed_draws_the_same_faults_at_the_same_times() -> None:
+    assert first(7) == first(7)
+    assert first(7) != first(8)
+
+
+def test_what_is_drawn_does_not_depend_on_the_order_the_kinds_are_given_in() -> None:
+    assert first(7) == first(7, kinds=EVERY_KIND[::-1])
+
+
+def test_every_kind_comes_up_before_any_deck_is_dealt_twice() -> None:
+    deck = first(3, sum(DECK.values()))
+    assert {kind: sum(one.kind is kind for one in deck) for kind in Kind} == DECK
+
+
+def test_a_kind_that_cannot_be_injected_is_never_drawn() -> None:
+    kinds = tuple(kind for kind in Kind if kind is not Kind.DISK_FULL)
+    assert {one.kind for one in first(3, 100, kinds)} == set(kinds)
+
+
+def test_gaps_and_lengths_keep_to_their_ranges() -> None:
+    drawn = first(5, 200)
+    gaps = [after.at - before.at for before, after in itertools.pairwise(drawn)]
+    assert min(gaps) >= GAP_SECONDS[0]
+    assert max(gaps) <= GAP_SECONDS[1]
+    for one in drawn:
+        low, high = LASTS.get(one.kind, (0.0, 0.0))
+        assert low <= one.seconds <= high
+
+
+def test_ten_minutes_hold_at_least_thirty_faults_of_every_kind() -> None:
+    for seed in range(20):
+        drawn = within(draw(seed, Kind), 600.0)
+        assert len(drawn) >= 36
+        assert {one.kind for one in drawn} == set(Kind)
+
+
+def soak(**changes: Any) -> Soak:
+    faults = (
+        Fault(Kind.API_KILLED, 5.0, "pid 1"),
+        Fault(Kind.API_KILLED, 9.0, "pid 2"),
+        Fault(Kind.DISK_FULL, 12.0, None, "nothing trains"),
+    )
+    clean = Soak(
+        seed=1,
+        minutes=10.0,
+        date="2026-01-01T00:00:00+00:00",
+        machine={"cores": "2"},
+        faults=faults,
+        ends={"succeeded": 3},
+        checked={"jobs": 3},
+    )
+    return replace(clean, **changes)
+
+
+def test_only_faults_that_happened_are_counted() -> None:
+    assert soak().injected == {Kind.API_KILLED.value: 2}
+    assert "| **together** | **2** |" in markdown(soak())
+    assert "Drawn, but without a target when their turn came: 1." in markdown(soak())
+
+
+def test_a_clean_soak_exits_with_0_and_shows_every_bad_column_as_0() -> None:
+    assert soak().exit_code == 0
+    assert all(f"| {column} | 0 |" in markdown(soak()) for column in BAD)
+
+
+@pytest.mark.parametrize("column", BAD)
+def test_one_offence_in_any_column_makes_it_exit_with_1_and_is_named(column: str) -> None:
+    bad = soak(bad={column: ("job j1: this one",)})
+    assert bad.exit_code == 1
+    assert bad.counts[column] == 1
+    assert f"| {column} | 1 |" in markdown(bad)
+    assert f"- {column}: job j1: this one" in markdown(bad)
+
+
+def test_a_column_that_the_table_does_not_show_cannot_be_filled() -> None:
+    with pytest.raises(AssertionError, match="nonsense"):
+        soak(bad={"nonsense": ("hidden",)})
+
+
+def test_a_fault_waits_for_its_target_and_tells_what_shows_it(monkeypatch: pytest.MonkeyPatch, ground: Ground) -> None:
+    looks = iter([NoTarget("nothing trains"), NoTarget("nothing trains"), Done("pid 7", damaged="jobs/j")])
+
+    def inflicted(*_: object) -> Done:
+        found = next(looks)
+        if isinstance(found, NoTarget):
+            raise found
+        return found
+
+    monkeypatch.setattr(injector, "inflict", inflicted)
+    monkeypatch.setattr(injector, "LOOK_SECONDS", 0.0)
+    [fault] = inject([Drawn(Kind.TRAINER_KILLED, 0.0, 0.0, 0.5)], ground, ending=threading.Event())
+    assert (fault.evidence, fault.damaged) == ("pid 7", "jobs/j")
+
+
+def test_a_fault_that_finds_no_target_does_not_count(monkeypatch: pytest.MonkeyPatch, ground: Ground) -> None:
+    def inflicted(*_: object) -> Done:
+        raise NoTarget("nothing trains")
+
+    monkeypatch.setattr(injector, "inflict", inflicted)
+    monkeypatch.setattr(injector, "PATIENCE_SECONDS", 0.0)
+    [fault] = inject([Drawn(Kind.TRAINER_KILLED, 0.0, 0.0, 0.5)], ground, ending=threading.Event())
+    assert (fault.evidence, fault.why_not) == (None, "nothing trains")
+
+
+def test_a_process_counts_as_killed_only_when_it_was_there_and_is_gone(sleeper: int) -> None:
+    assert kill(sleeper)
+    assert not kill(sleeper)
+
+
+def test_a_process_of_another_birth_is_left_alone(sleeper: int) -> None:
+    assert not kill(sleeper, born=1.0)
+    assert Path(f"/proc/{sleeper}").exists()
+
+
+def test_a_stopped_process_goes_on_afterwards(sleeper: int) -> None:
+    def state() -> str:
+        return Path(f"/proc/{sleeper}/stat").read_text().rpartition(")")[2].split()[0]
+
+    with stopped(sleeper) as did:
+        assert did
+        assert state() == "T"
+    deadline = time.monotonic() + 10.0
+    while state() == "T":
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.34, 0.5, 0.999])
+def test_damage_changes_exactly_one_tensor_file(tmp_path: Path, roll: float) -> None:
+    content = {name: bytes(range(64)) for name in ("a.safetensors", "b.safetensors", "manifest.json")}
+    for name, each in content.items():
+        (tmp_path / name).write_bytes(each)
+    damage(tmp_path, roll)
+    changed = [name for name, each in content.items() if (tmp_path / name).read_bytes() != each]
+    assert len(changed) == 1
+    assert changed[0].endswith(".safetensors")
