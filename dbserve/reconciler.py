@@ -21,6 +21,7 @@ from dbserve.store import JobStore
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
+TIDY_SECONDS = 2.0
 LEASE_SECONDS = 10.0
 SILENCE_MARGIN_SECONDS = 3.0  # beyond a worker's lease: by then it has stopped at a step boundary of its own accord
 CLUSTER_PATIENCE_SECONDS = 10.0  # without an answer from the cluster; then a new process connects anew
@@ -60,6 +61,14 @@ class Reconciler:
         Raises:
             ClusterUnavailable: it has not answered for CLUSTER_PATIENCE_SECONDS; a new process should connect anew.
         """
+        tidying = asyncio.create_task(self._tidy_patiently())
+        try:
+            await self._tick_until(stopping)
+        finally:
+            tidying.cancel()
+        await self._store.lease.drop(self._holder)
+
+    async def _tick_until(self, stopping: asyncio.Event) -> None:
         answered_at = time.monotonic()
         while not stopping.is_set():
             try:
@@ -76,7 +85,6 @@ class Reconciler:
                 await asyncio.wait_for(stopping.wait(), TICK_SECONDS)
             except TimeoutError:
                 continue
-        await self._store.lease.drop(self._holder)
 
     async def tick(self) -> None:
         """One look and what follows from it."""
@@ -101,9 +109,21 @@ class Reconciler:
                 await self._act(action)
             except (StaleRun, IllegalTransition, JobNotFound) as passed:
                 log.info("no longer true: %s", passed)  # the store moved on since the look
+
+    async def tidy(self) -> None:
+        """Removes what deleted jobs left in the artefact store, however long that takes."""
         for job_id in await self._store.wishes.deleted():
             await asyncio.to_thread(self._artefacts.remove, job_directory(job_id))
             await self._store.wishes.artefacts_removed(job_id)
+
+    async def _tidy_patiently(self) -> None:
+        """Beside the ticks: an artefact store that hangs must not keep workers from being looked after."""
+        while True:
+            try:
+                await self.tidy()
+            except DbserveError as error:
+                log.warning("what deleted jobs left is still there: %s", error)
+            await asyncio.sleep(TIDY_SECONDS)
 
     async def _hold(self) -> bool:
         now = time.monotonic()

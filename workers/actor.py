@@ -119,7 +119,6 @@ class BlockWorker:
                 await patiently(pulse.tell)
             case TaskKind.ASSEMBLY:
                 await self._assemble(spec, plan)
-                failpoint("assembly.files")
             case _:
                 await self._evaluate(spec, plan)
                 failpoint("evaluation.report")
@@ -172,6 +171,7 @@ class BlockWorker:
             return assemble(plan, self._artefacts, finals, relative, job_id=self._run.job_id)
 
         manifest = await asyncio.to_thread(assembled)
+        failpoint("assembly.files")
         model = ModelRecord(
             id=model_id,
             job_id=self._run.job_id,

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 
 from dbserve.api.fanout import Fanout
+from dbserve.api.readiness import ArtefactProbe
 from dbserve.api.submission import Plans
 from dbserve.errors import JobNotFound, ModelNotFound
 from dbserve.metrics import HttpMetrics, WorkDone
@@ -27,6 +28,10 @@ class Services:
     @cached_property
     def plans(self) -> Plans:
         return Plans(self.settings)
+
+    @cached_property
+    def artefacts(self) -> ArtefactProbe:
+        return ArtefactProbe(self.settings.artifacts)
 
     @cached_property
     def fanout(self) -> Fanout:

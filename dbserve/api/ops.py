@@ -2,15 +2,13 @@
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
 from dbserve import __version__
 from dbserve.api.auth import require_key
 from dbserve.api.context import Services, With
 from dbserve.api.problems import problems
-from dbserve.artefacts import open_artefacts
 from dbserve.contracts.views import HealthView, ReadinessView
-from dbserve.errors import StorageError, StoreUnavailable
+from dbserve.errors import StoreUnavailable
 from dbserve.metrics import render
 
 router = APIRouter(tags=["operations"])
@@ -25,7 +23,7 @@ def healthz() -> HealthView:
 @router.get("/readyz", response_model=ReadinessView, responses={503: {"model": ReadinessView}})
 async def readyz(services: With) -> Response:
     """Whether requests can be served, and what is missing when they cannot."""
-    needs = {"redis": await _redis(services), "artifacts": await run_in_threadpool(_artifacts, services)}
+    needs = {"redis": await _redis(services), "artifacts": await services.artefacts.missing()}
     missing = {name: why for name, why in needs.items() if why is not None}
     view = ReadinessView(status="unready" if missing else "ready", missing=missing)
     return JSONResponse(view.model_dump(), status_code=503 if missing else 200)
@@ -36,14 +34,6 @@ async def _redis(services: Services) -> str | None:
         await services.store.ping()
     except StoreUnavailable as away:
         return str(away)
-    return None
-
-
-def _artifacts(services: Services) -> str | None:
-    try:
-        open_artefacts(services.settings.artifacts).check()
-    except StorageError as missing:
-        return str(missing)
     return None
 
 

@@ -235,7 +235,7 @@ async def test_the_files_of_a_deleted_job_are_removed(store: JobStore, tmp_path:
     await store.wishes.delete(job_id)
     left = tmp_path / "jobs" / job_id / "block-0"
     left.mkdir(parents=True)
-    await reconciler_of(store, RememberingCluster(), tmp_path).tick()
+    await reconciler_of(store, RememberingCluster(), tmp_path).tidy()
     assert not left.parent.exists()
     assert await store.wishes.deleted() == set()
 
