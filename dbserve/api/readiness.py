@@ -1,4 +1,4 @@
-"""What the service needs, looked at without ever waiting long: a probe that hangs would look like a service that does."""
+"""What the service needs, asked for without ever waiting long: a probe that hangs looks like a service that does."""
 
 import asyncio
 
