@@ -41,7 +41,7 @@ class Sizes:
     """How much of everything."""
 
     jobs: int = 10_000  # stored, of 16 blocks each
-    pages: int = 500
+    pages: int = 300
     submissions: int = 2_000  # unpaced
     paced_seconds: float = 10.0
     clients: int = 200

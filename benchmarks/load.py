@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PATIENCE_SECONDS = 60.0  # with a server that does not answer, or a stream that does not end
+PATIENCE_SECONDS = 180.0  # with a server that does not answer, or a stream that does not end
 NUMBER = re.compile(rb'"message":"(\d+)"')  # what benchmarks.api writes into its events
 
 

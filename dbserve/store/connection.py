@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -19,22 +19,29 @@ from dbserve.store import keys
 
 T = TypeVar("T")
 
+CONNECTIONS = 100  # of one process
+
 
 def open_redis(url: str, *, timeout: float = 5.0) -> Redis:
     """`redis://`, `rediss://` or `unix://`. One repeat on a dropped connection, none on a time-out.
+
+    At most CONNECTIONS of them: in a burst of requests some wait for their turn; the driver's own pool refuses them.
 
     Raises:
         ConfigInvalid: the url is not one of these.
     """
     try:
-        return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+        pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
+            max_connections=CONNECTIONS,
+            timeout=timeout,
             decode_responses=True,
             protocol=2,
             socket_timeout=timeout,
             socket_connect_timeout=2.0,
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
+        return Redis.from_pool(pool)
     except ValueError as error:
         raise ConfigInvalid(f"not a Redis url: {error}") from error
 

@@ -35,7 +35,7 @@ from dbserve.errors import (
     StaleRun,
     StoreUnavailable,
 )
-from dbserve.store import JobStore, history
+from dbserve.store import JobStore, connection, history
 from tests.jobs import small_plan, small_spec
 
 
@@ -318,6 +318,15 @@ async def test_dropped_events_are_said_and_never_skipped(store: JobStore, redis_
     with pytest.raises(EventsGone):
         await store.history.events(job_id, after=first.id)
     assert len(await store.history.events(job_id)) == 4
+
+
+async def test_a_burst_of_requests_shares_a_few_connections(store: JobStore, redis_url: str) -> None:
+    job_id = await submit(store)
+    found = await asyncio.gather(*(store.outline(job_id) for _ in range(300)))
+    assert {outline.record.id for outline in found} == {job_id}
+    redis = Redis.from_url(redis_url)
+    assert len(await redis.client_list()) <= connection.CONNECTIONS + 2  # this one, and one that a test before left
+    await redis.aclose()
 
 
 async def test_one_look_tells_what_arrived_to_each_of_several_jobs(store: JobStore) -> None:
