@@ -1,10 +1,11 @@
 """How the store reaches Redis: the driver's errors as ours, and optimistic transactions."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pydantic import TypeAdapter
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
@@ -16,8 +17,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from dbserve.contracts.status import Intent, JobRecord, Task
 from dbserve.errors import ConfigInvalid, JobNotFound, StoreUnavailable
 from dbserve.store import keys
+from dbserve.store.scripts import READ_JOB
 
 T = TypeVar("T")
+
+_TASKS = TypeAdapter(list[Task])
 
 CONNECTIONS = 100  # of one process
 
@@ -71,11 +75,6 @@ async def transaction(redis: Redis, watched: Sequence[str], attempt: Callable[[P
                 continue
 
 
-_READ_JOB = """
-return {redis.call('HGETALL', KEYS[1]), redis.call('HMGET', KEYS[2], 'record', 'intent'), redis.call('TIME')}
-"""
-
-
 @dataclass(frozen=True)
 class Seen:
     """A job as a transaction finds it, and the store's own clock: workers' clocks may be wrong."""
@@ -91,18 +90,18 @@ class Seen:
 
 async def read_job(pipe: Pipeline, job_id: str) -> Seen:
     """A job inside a transaction that watches its keys, in one round trip. Raises JobNotFound."""
-    answer = await pipe.eval(_READ_JOB, 2, keys.tasks(job_id), keys.job(job_id))
-    flat, (record, intent), (seconds, microseconds) = answer
-    if record is None or not flat:
+    answer = await pipe.eval(READ_JOB, 2, keys.tasks(job_id), keys.job(job_id))
+    raw_tasks, (record, intent), (seconds, microseconds) = answer
+    if record is None or not raw_tasks:
         raise JobNotFound(job_id)
-    tasks = {name: Task.model_validate_json(raw) for name, raw in zip(flat[::2], flat[1::2], strict=True)}
     known = JobRecord.model_validate_json(record).model_copy(update={"intent": Intent(intent)})
-    return Seen(in_place(tasks), known, int(seconds) + int(microseconds) / 1e6)
+    return Seen(read_tasks(f"[{','.join(raw_tasks)}]"), known, int(seconds) + int(microseconds) / 1e6)
 
 
-def in_place(tasks: Mapping[str, Task]) -> dict[str, Task]:
-    """In the plan's order, which a hash does not keep."""
-    return dict(sorted(tasks.items(), key=lambda item: item[1].place))
+def read_tasks(array: str) -> dict[str, Task]:
+    """A job's tasks from their JSON array, in the plan's order, which a hash does not keep."""
+    tasks = _TASKS.validate_json(array)
+    return {task.run.task: task for task in sorted(tasks, key=lambda task: task.place)}
 
 
 async def clock(redis: Redis) -> float:

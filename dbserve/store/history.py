@@ -35,10 +35,18 @@ def log_event(
     data: Mapping[str, object] | None = None,
 ) -> None:
     """Adds an event to the transaction that makes it true."""
+    event = event_json(kind, status, at=at, run=run, data=data)
+    pipe.xadd(keys.events(job_id), {"event": event}, maxlen=EVENTS_KEPT)
+
+
+def event_json(
+    kind: str, status: JobStatus, *, at: float, run: Run | None = None, data: Mapping[str, object] | None = None
+) -> str:
+    """An event as the stream holds it."""
     entry: dict[str, object] = {"at": at, "kind": kind, "job_status": status.value, "data": dict(data or {})}
     if run is not None:
         entry |= {"task": run.task, "attempt": run.attempt}
-    pipe.xadd(keys.events(job_id), {"event": json.dumps(entry)}, maxlen=EVENTS_KEPT)
+    return json.dumps(entry)
 
 
 def close_if_ended(pipe: Pipeline, job_id: str, status: JobStatus, *, at: float) -> None:

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Self, cast
 
 from redis.asyncio import Redis
@@ -29,41 +30,20 @@ from dbserve.lifecycle import advance, job_state, new_tasks
 from dbserve.store import keys
 from dbserve.store.codec import brief, packed, unpacked
 from dbserve.store.connection import clock, open_redis, reaching_redis, read_job, transaction
-from dbserve.store.history import JOB_CREATED, History, close_if_ended, log_event
+from dbserve.store.history import JOB_CREATED, History, close_if_ended, event_json, log_event
 from dbserve.store.lease import Lease
 from dbserve.store.outlines import Outlines
 from dbserve.store.results import Results
 from dbserve.store.schema import Schema
-from dbserve.store.snapshots import as_outline, in_full, matches
+from dbserve.store.scripts import CREATE_JOB, RECORD_PROGRESS
+from dbserve.store.snapshots import in_full, matches
 from dbserve.store.wishes import Wishes, write_tasks
 
 IDEMPOTENCY_TTL_SECONDS = 24 * 3600
 RECENTLY_SECONDS = 300.0  # how long /metrics still shows a job that has ended
 PARSED_PLANS = 512  # specs and plans never change, so their parsed form is kept
+PACKED_PLANS = 32
 SCAN = 50  # jobs looked at a time when a listing filters
-
-# One round trip, and fenced: an attempt that is not current, or whose task has ended, writes nothing. What is written
-# is dated by the store's clock.
-_RECORD_PROGRESS = """
-local raw = redis.call('HGET', KEYS[1], ARGV[1])
-if not raw then return false end
-local task = cjson.decode(raw)
-local state = task.state
-if task.run.attempt == tonumber(ARGV[2]) and (state == 'running' or state == 'pausing' or state == 'cancelling') then
-    local at = redis.call('TIME')
-    redis.call('HSET', KEYS[2], ARGV[3], string.format('%d.%06d %s', at[1], at[2], ARGV[4]))
-end
-return raw
-"""
-
-# How many of an owner's jobs have not ended; forgets those that have.
-_UNFINISHED = """
-local count = 0
-for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-    if redis.call('SISMEMBER', KEYS[2], id) == 1 then count = count + 1 else redis.call('SREM', KEYS[1], id) end
-end
-return count
-"""
 
 
 class JobStore:
@@ -72,7 +52,9 @@ class JobStore:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._plans: OrderedDict[str, tuple[JobSpec, JobPlan]] = OrderedDict()
-        self._record_progress = redis.register_script(_RECORD_PROGRESS)
+        self._packed_plans: OrderedDict[int, tuple[JobPlan, str]] = OrderedDict()
+        self._create_job = redis.register_script(CREATE_JOB)
+        self._record_progress = redis.register_script(RECORD_PROGRESS)
         self.history = History(redis)
         self.results = Results(redis)
         self.lease = Lease(redis, keys.LEASE)  # of the one reconciler that acts
@@ -123,57 +105,47 @@ class JobStore:
         now = time.time()
         record = new_record(keys.new_job_id(now), spec, plan, owner=owner, now=now)
         tasks = {task.run.task: task for task in new_tasks(record.id, plan, spec, now=now)}
-        seen = keys.idempotency(idempotency_key) if idempotency_key else None
-        counted = keys.owner(owner) if quota is not None else None
-        fields: dict[Any, Any] = {
+        fields = {
             "record": brief(record),
             "intent": Intent.RUN.value,
             "revision": "1",
             "spec": packed(spec),
-            "plan": packed(plan),
+            "plan": self._packed(plan),
         }
-
-        async def attempt(pipe: Pipeline) -> JobRecord | None:
-            if seen is not None and (before := await _seen_before(pipe, seen, request_digest)) is not None:
-                return before
-            if counted is not None and quota is not None:
-                unfinished = await cast(Awaitable[int], pipe.eval(_UNFINISHED, 2, counted, keys.ACTIVE))
-                if unfinished >= quota:
-                    raise QuotaExceeded(f"{unfinished} jobs of this API key have not ended; it may have {quota}")
-            pipe.multi()
-            pipe.hset(keys.job(record.id), mapping=fields)
-            write_tasks(pipe, record.id, tasks)
-            pipe.zadd(keys.JOBS, {record.id: 0})
-            pipe.sadd(keys.ACTIVE, record.id)
-            if counted is not None:
-                pipe.sadd(counted, record.id)
-            log_event(pipe, record.id, JOB_CREATED, JobStatus.QUEUED, at=now, data={"name": spec.name})
-            if seen is not None:
-                value = json.dumps({"digest": request_digest, "job_id": record.id})
-                pipe.set(seen, value, ex=IDEMPOTENCY_TTL_SECONDS)
-            await pipe.execute()
-            return None
-
-        watched = [key for key in (seen, counted) if key is not None]
-        before = await transaction(self._redis, watched, attempt)
-        if before is not None:
-            return await self.snapshot(before.id), False
+        names = [of(record.id) for of in (keys.job, keys.tasks, keys.events)]
+        names += [keys.JOBS, keys.ACTIVE, keys.idempotency(idempotency_key or ""), keys.owner(owner)]
+        request = json.dumps({"digest": request_digest, "job_id": record.id}) if idempotency_key else ""
+        values: list[str | int] = [
+            *(record.id, event_json(JOB_CREATED, JobStatus.QUEUED, at=now, data={"name": spec.name})),
+            *(request, IDEMPOTENCY_TTL_SECONDS, "" if quota is None else quota),
+            *(len(fields), *chain.from_iterable(fields.items())),
+            *chain.from_iterable((name, brief(task)) for name, task in tasks.items()),
+        ]
+        async with reaching_redis():
+            answer = cast("list[Any]", await self._create_job(keys=names, args=values))
+        if answer[0] == "full":
+            raise QuotaExceeded(f"{answer[1]} jobs of this API key have not ended; it may have {quota}")
+        if answer[0] == "seen":
+            return await self.snapshot(_job_of(answer[1], request_digest)), False
         self._remember(record.id, spec, plan)
         outline = JobOutline(record=record, status=JobStatus.QUEUED, tasks=tasks, progress={})
         return in_full(outline, spec, plan), True
 
     async def recall(self, idempotency_key: str, request_digest: str) -> JobRecord | None:
         """The job that this very request made before, if it did. Raises IdempotencyMismatch, as create_job."""
-        seen = keys.idempotency(idempotency_key)
-
-        async def attempt(pipe: Pipeline) -> JobRecord | None:
-            return await _seen_before(pipe, seen, request_digest)
-
-        return await transaction(self._redis, [seen], attempt)
+        async with reaching_redis():
+            before = cast(str | None, await self._redis.get(keys.idempotency(idempotency_key)))
+            if before is None:
+                return None
+            raw = await cast(Awaitable[str | None], self._redis.hget(keys.job(json.loads(before)["job_id"]), "record"))
+        if raw is None:  # deleted since
+            return None
+        _job_of(before, request_digest)
+        return JobRecord.model_validate_json(raw)
 
     async def outline(self, job_id: str) -> JobOutline:
         """One consistent look at a job, without spec and plan. Raises JobNotFound."""
-        found = await self._read([job_id])
+        found = await self._outlines.read([job_id])
         if not found:
             raise JobNotFound(job_id)
         return found[0]
@@ -203,7 +175,7 @@ class JobStore:
         while True:
             async with reaching_redis():
                 ids = cast(list[str], await self._redis.zrevrangebylex(keys.JOBS, start, "-", 0, size))
-            for outline in await self._read(ids):
+            for outline in await self._outlines.read(ids):
                 if not matches(outline, status, labels or {}):
                     continue
                 if len(wanted) == limit:
@@ -225,7 +197,9 @@ class JobStore:
                 list[str],
                 await self._redis.zrangebyscore(keys.FINISHED, since, "+inf"),  # pyright: ignore[reportUnknownMemberType]
             )
-        found = {outline.record.id: outline for outline in [*await self.active_outlines(), *await self._read(ended)]}
+        found = {
+            outline.record.id: outline for outline in [*await self.active_outlines(), *await self._outlines.read(ended)]
+        }
         begun = [any(task.started_at is not None for task in job.tasks.values()) for job in found.values()]
         return await self._some_in_full(list(found.values()), begun)
 
@@ -334,19 +308,15 @@ class JobStore:
                 continue
         return found
 
-    async def _read(self, ids: Sequence[str]) -> list[JobOutline]:
-        """Those of the jobs that exist, in the order of the ids."""
-        if not ids:
-            return []
-        async with reaching_redis():
-            pipe = self._redis.pipeline(transaction=True)
-            for job_id in ids:
-                pipe.hmget(keys.job(job_id), ["record", "intent", "finished_at"])
-                pipe.hgetall(keys.tasks(job_id))
-                pipe.hgetall(keys.progress(job_id))
-            answers: list[Any] = await pipe.execute()
-        each = [answers[3 * place : 3 * place + 3] for place in range(len(ids))]
-        return [as_outline(head, tasks, progress) for head, tasks, progress in each if head[0] is not None]
+    def _packed(self, plan: JobPlan) -> str:
+        """Of a sweep's jobs many have one plan."""
+        known = self._packed_plans.get(id(plan))
+        if known is None or known[0] is not plan:
+            known = plan, packed(plan)
+            self._packed_plans[id(plan)] = known
+            while len(self._packed_plans) > PACKED_PLANS:
+                self._packed_plans.popitem(last=False)
+        return known[1]
 
 
 def new_record(job_id: str, spec: JobSpec, plan: JobPlan, *, owner: str, now: float) -> JobRecord:
@@ -364,13 +334,9 @@ def new_record(job_id: str, spec: JobSpec, plan: JobPlan, *, owner: str, now: fl
     )
 
 
-async def _seen_before(pipe: Pipeline, key: str, request_digest: str) -> JobRecord | None:
-    """The job that an idempotency key made, unless it was deleted since."""
-    before = cast(str | None, await pipe.get(key))
-    if before is None:
-        return None
-    known = json.loads(before)
+def _job_of(value: str, request_digest: str) -> str:
+    """The job that an idempotency record names; it must come from the same request."""
+    known = json.loads(value)
     if known["digest"] != request_digest:
         raise IdempotencyMismatch(f"this Idempotency-Key made {known['job_id']} from another body")
-    raw = await cast(Awaitable[str | None], pipe.hget(keys.job(known["job_id"]), "record"))
-    return None if raw is None else JobRecord.model_validate_json(raw)
+    return known["job_id"]

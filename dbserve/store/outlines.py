@@ -1,4 +1,4 @@
-"""Every job that has not ended, twice a second, for a reconciler: what has not changed is not read again."""
+"""Looks at jobs; and at every job that has not ended, twice a second: what has not changed is not read again."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
@@ -10,7 +10,11 @@ from dbserve.contracts.snapshot import JobOutline
 from dbserve.contracts.status import HELD, STOPPING
 from dbserve.store import keys
 from dbserve.store.connection import reaching_redis
+from dbserve.store.scripts import LOOK
 from dbserve.store.snapshots import as_outline, current_progress
+
+READ_AT_ONCE = 200
+_KEYS = (keys.job, keys.tasks, keys.progress)
 
 
 class Outlines:
@@ -18,6 +22,7 @@ class Outlines:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._look = redis.register_script(LOOK)
         self._known: dict[str, tuple[str, JobOutline]] = {}
 
     async def active(self) -> list[JobOutline]:
@@ -30,25 +35,31 @@ class Outlines:
             for job_id, revision in zip(ids, revisions, strict=True)
             if revision is None or (known := self._known.get(job_id)) is None or known[0] != revision
         ]
-        self._known = {job_id: self._known[job_id] for job_id in ids if job_id in self._known}
+        again = set(changed)
+        self._known = {job_id: self._known[job_id] for job_id in ids if job_id in self._known and job_id not in again}
         await self._learn(changed)
         return await self._with_progress([self._known[job_id][1] for job_id in ids if job_id in self._known])
 
+    async def read(self, ids: Sequence[str]) -> list[JobOutline]:
+        """Those of the jobs that exist, in the order of the ids, as they stand now."""
+        return [outline for _, outline in await self._read(ids)]
+
     async def _learn(self, ids: Sequence[str]) -> None:
-        if not ids:
-            return
-        async with reaching_redis():
-            pipe = self._redis.pipeline(transaction=True)
-            for job_id in ids:
-                pipe.hmget(keys.job(job_id), ["record", "intent", "finished_at", "revision"])
-                pipe.hgetall(keys.tasks(job_id))
-            answers: list[Any] = await pipe.execute()
-        for place, job_id in enumerate(ids):
-            head, tasks = answers[2 * place : 2 * place + 2]
-            if head[0] is None:  # deleted meanwhile
-                self._known.pop(job_id, None)
-            else:
-                self._known[job_id] = head[3], as_outline(head[:3], tasks, {})
+        for revision, outline in await self._read(ids):
+            self._known[outline.record.id] = revision, outline.model_copy(update={"progress": {}})
+
+    async def _read(self, ids: Sequence[str]) -> list[tuple[str, JobOutline]]:
+        """With their revisions. READ_AT_ONCE jobs a time, so that nobody else waits long for Redis."""
+        found: list[tuple[str, JobOutline]] = []
+        for start in range(0, len(ids), READ_AT_ONCE):
+            names = [of(job_id) for job_id in ids[start : start + READ_AT_ONCE] for of in _KEYS]
+            async with reaching_redis():
+                answers = cast("list[Any]", await self._look(keys=names))
+            for head, tasks, progress in answers:
+                if head[0] is not None:
+                    told = dict(zip(progress[::2], progress[1::2], strict=True))
+                    found.append((head[3], as_outline(head, tasks, told)))
+        return found
 
     async def _with_progress(self, outlines: list[JobOutline]) -> list[JobOutline]:
         """Heartbeats change no revision; only tasks with workers have any."""

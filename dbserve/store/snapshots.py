@@ -8,13 +8,13 @@ from dbserve.contracts.snapshot import JobOutline, JobSnapshot
 from dbserve.contracts.status import Intent, JobRecord, JobStatus, Progress, Task
 from dbserve.lifecycle import job_reason, job_state
 from dbserve.store import keys
-from dbserve.store.connection import in_place
+from dbserve.store.connection import read_tasks
 
 
-def as_outline(head: Sequence[str], raw_tasks: Mapping[str, str], raw_progress: Mapping[str, str]) -> JobOutline:
-    """From (record, intent, finished_at) of the job's hash and the raw tasks and progress."""
+def as_outline(head: Sequence[str], raw_tasks: str, raw_progress: Mapping[str, str]) -> JobOutline:
+    """From (record, intent, finished_at, ...) of the job's hash, the array of its tasks, and the raw progress."""
     record, intent, finished_at = JobRecord.model_validate_json(head[0]), Intent(head[1]), head[2]
-    tasks = in_place({name: Task.model_validate_json(raw) for name, raw in raw_tasks.items()})
+    tasks = read_tasks(raw_tasks)
     current = list(tasks.values())
     reason, message = job_reason(current, intent)
     return JobOutline(
