@@ -21,7 +21,7 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import TRAINED, JobPlan, TaskKind
 from dbserve.contracts.snapshot import ModelRecord
 from dbserve.contracts.status import CheckpointRef, Crashed, Finished, Reason, Run, Started, Task, TaskState
-from dbserve.errors import CheckpointInvalid, IllegalTransition, JobNotFound, StaleRun, StoreUnavailable
+from dbserve.errors import CheckpointInvalid, IllegalTransition, JobNotFound, StaleRun, StorageError, StoreUnavailable
 from dbserve.failpoints import failpoint
 from dbserve.lifecycle import backoff_seconds
 from dbserve.store import JobStore
@@ -107,6 +107,11 @@ class BlockWorker:
             if pulse.preempted:
                 await self._tell_preempted(f"SIGTERM: a last checkpoint at step {pulse.step}")
             raise
+        except StorageError as unsaved:
+            if not pulse.preempted:
+                raise
+            log.warning("stopped without a last checkpoint: %s", unsaved)
+            await self._tell_preempted(f"SIGTERM: no last checkpoint ({one_line(unsaved)})")
         finally:
             for other in (cut_short, heart):
                 other.cancel()

@@ -5,10 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 from dbserve.contracts.cluster import Presence
 
+END_SECONDS = 1.0  # a killed process takes a moment to give its memory back
 GPU_SECONDS = 5.0  # nvidia-smi hangs where the driver does
 _STATE, _STARTTIME = 0, 19  # fields of /proc/PID/stat after the name, proc(5)
 
@@ -33,10 +35,14 @@ def look(pid: int, born: float | None, *, gpu: bool) -> Presence:
 
 
 def end(pid: int, born: float | None) -> None:
-    """Kills the worker's process if it is there, and no other."""
-    if _is_worker(pid, born):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+    """Kills the worker's process if it is there, and no other. Waits for its end, but not for long."""
+    if not _is_worker(pid, born):
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + END_SECONDS
+    while _is_worker(pid, born) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _is_worker(pid: int, born: float | None) -> bool:
