@@ -1,0 +1,170 @@
+"""Whatever users, reconcilers and workers do, and whatever dies meanwhile: the promises hold on the real store.
+
+DBSERVE_MODEL_EXAMPLES=1000 looks longer.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+from dbserve.contracts.cluster import Resources
+from dbserve.contracts.status import Crashed, Finished, JobStatus, Retried, Task, TaskEvent, TaskState
+from dbserve.lifecycle import advance
+from dbserve.reconciler import Reconciler
+from dbserve.store import history, jobs, keys, scripts, wishes
+from tests.chaos.durable_redis import DurableRedis
+from tests.chaos.machine import Machine, chosen
+from tests.chaos.replay import Unexplained
+from tests.chaos.world import World
+
+EXAMPLES = int(os.environ.get("DBSERVE_MODEL_EXAMPLES", "30"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def redis() -> Iterator[DurableRedis]:
+    memory = Path("/dev/shm")  # survives what is killed here, and syncs in no time
+    with tempfile.TemporaryDirectory(prefix="dbs-model-", dir=memory if memory.is_dir() else None) as directory:
+        server = DurableRedis(Path(directory))
+        server.start()
+        Machine.redis, Machine.directory = server, Path(directory) / "artefacts"
+        yield server
+        server.stop()
+
+
+@pytest.mark.timeout(max(180, 10 * EXAMPLES))
+def test_the_promises_hold_whatever_happens() -> None:
+    World.applied.clear()
+    run_state_machine_as_test(Machine, settings=chosen(EXAMPLES))
+    print(f"{len(World.applied)} pairs of state and event were met: {sorted(World.applied)}")
+
+
+# --- planted faults: a machine that finds nothing must be one that would have
+
+
+def weaken(patch: pytest.MonkeyPatch, script: str, what: str, by: str) -> None:
+    text = getattr(scripts, script)
+    assert what in text
+    patch.setattr(jobs, script, text.replace(what, by))
+
+
+def unfenced_progress(patch: pytest.MonkeyPatch) -> None:
+    weaken(patch, "RECORD_PROGRESS", "task.run.attempt == tonumber(ARGV[2]) and", "")
+
+
+def advancing(patch: pytest.MonkeyPatch, module: ModuleType, fault: Callable[[Task, TaskEvent], Task | None]) -> None:
+    """Where `fault` gives a task, it is what the event leads to."""
+
+    def faulty(task: Task, event: TaskEvent) -> Task:
+        return fault(task, event) or advance(task, event)
+
+    patch.setattr(module, "advance", faulty)
+
+
+def no_fence_at_all(patch: pytest.MonkeyPatch) -> None:
+    def fault(task: Task, event: TaskEvent) -> Task | None:
+        return advance(task, event.model_copy(update={"run": task.run})) if event.run != task.run else None
+
+    advancing(patch, jobs, fault)
+
+
+def finished_while_cancelling(patch: pytest.MonkeyPatch) -> None:
+    def fault(task: Task, event: TaskEvent) -> Task | None:
+        if task.state is not TaskState.CANCELLING or not isinstance(event, Finished):
+            return None
+        return task.model_copy(update={"state": TaskState.SUCCEEDED, "finished_at": event.at})
+
+    advancing(patch, jobs, fault)
+
+
+def an_attempt_number_is_used_again(patch: pytest.MonkeyPatch) -> None:
+    def fault(task: Task, event: TaskEvent) -> Task | None:
+        return advance(task, event).model_copy(update={"run": task.run}) if isinstance(event, Retried) else None
+
+    advancing(patch, wishes, fault)
+
+
+def a_checkpoint_is_dropped_by_a_crash(patch: pytest.MonkeyPatch) -> None:
+    def fault(task: Task, event: TaskEvent) -> Task | None:
+        if not isinstance(event, Crashed) or event.run != task.run:
+            return None
+        return advance(task, event).model_copy(update={"checkpoints": task.checkpoints[:-1]})
+
+    advancing(patch, jobs, fault)
+
+
+def a_job_that_ended_stays_active(patch: pytest.MonkeyPatch) -> None:
+    def close(pipe: Any, job_id: str, status: JobStatus, *, at: float) -> None:
+        history.close_if_ended(pipe, job_id, status, at=at)
+        pipe.sadd(keys.ACTIVE, job_id)
+
+    for module in (jobs, wishes):
+        patch.setattr(module, "close_if_ended", close)
+
+
+def an_end_is_told_twice(patch: pytest.MonkeyPatch) -> None:
+    def close(pipe: Any, job_id: str, status: JobStatus, *, at: float) -> None:
+        history.close_if_ended(pipe, job_id, status, at=at)
+        history.close_if_ended(pipe, job_id, status, at=at)
+
+    patch.setattr(jobs, "close_if_ended", close)
+    patch.setattr(wishes, "close_if_ended", close)
+
+
+def a_change_raises_no_revision(patch: pytest.MonkeyPatch) -> None:
+    def write(pipe: Any, job_id: str, tasks: Mapping[str, Task]) -> None:
+        pipe.hset(keys.tasks(job_id), mapping={name: task.model_dump_json() for name, task in tasks.items()})
+
+    patch.setattr(jobs, "write_tasks", write)
+
+
+def a_key_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    weaken(patch, "CREATE_JOB", "if before and", "if false and")
+
+
+def dead_is_taken_for_gone(patch: pytest.MonkeyPatch) -> None:
+    async def bury(self: Any, task: Task, event: TaskEvent) -> None:
+        await self._store.apply(event)
+
+    patch.setattr(Reconciler, "_bury", bury)
+
+
+def more_is_launched_than_fits(patch: pytest.MonkeyPatch) -> None:
+    def fits(*_: object) -> bool:
+        return True
+
+    patch.setattr(Resources, "fits", fits)
+
+
+SOON_FOUND = [
+    unfenced_progress,
+    no_fence_at_all,
+    an_attempt_number_is_used_again,
+    a_checkpoint_is_dropped_by_a_crash,
+    a_change_raises_no_revision,
+]
+LATER_FOUND = [
+    a_job_that_ended_stays_active,
+    an_end_is_told_twice,
+    a_key_is_forgotten,
+    dead_is_taken_for_gone,
+    finished_while_cancelling,
+    more_is_launched_than_fits,
+]
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [*SOON_FOUND, *(pytest.param(plant, marks=pytest.mark.chaos) for plant in LATER_FOUND)],
+    ids=lambda plant: plant.__name__,
+)
+def test_the_machine_finds_a_planted_fault(plant: Callable[[pytest.MonkeyPatch], None]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        with pytest.raises((AssertionError, Unexplained)):
+            run_state_machine_as_test(Machine, settings=chosen(200))
