@@ -1,6 +1,7 @@
 """The parts of a soak that need no service: what is drawn from a seed, and what the table says."""
 
 import itertools
+import json
 import subprocess
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 from tests.chaos import injector
 from tests.chaos.faults import Done, Ground, Kind, NoTarget, damage, kill, stopped
 from tests.chaos.injector import DECK, GAP_SECONDS, LASTS, Drawn, Fault, draw, inject, within
+from tests.chaos.soak import written
 from tests.chaos.table import BAD, Soak, markdown
 
 EVERY_KIND = tuple(Kind)
@@ -109,6 +111,14 @@ def test_one_offence_in_any_column_makes_it_exit_with_1_and_is_named(column: str
     assert bad.counts[column] == 1
     assert f"| {column} | 1 |" in markdown(bad)
     assert f"- {column}: job j1: this one" in markdown(bad)
+
+
+def test_what_is_written_says_the_same_as_json_and_as_a_table(tmp_path: Path) -> None:
+    table = written(soak(bad={BAD[0]: ("j1",)}), tmp_path)
+    assert (tmp_path / "soak.md").read_text() == table
+    told = json.loads((tmp_path / "soak.json").read_text())
+    assert (told["injected"], told["ends"]) == ({Kind.API_KILLED.value: 2}, {"succeeded": 3})
+    assert told["counts"] == {**dict.fromkeys(BAD, 0), BAD[0]: 1}
 
 
 def test_a_column_that_the_table_does_not_show_cannot_be_filled() -> None:
