@@ -126,11 +126,11 @@ class _Chosen(BaseModel, frozen=True):
     @classmethod
     async def among(cls, store: JobStore, job_id: str, query: LogsQuery) -> "_Chosen":
         """Raises JobNotFound, or ConfigInvalid for a task that the job does not have."""
-        snapshot = await store.snapshot(job_id)
+        outline = await store.outline(job_id)
         if query.task is not None and query.block is not None:
             raise ConfigInvalid("give block or task, not both", "/query/block", code="invalid_parameter")
         task = query.task if query.block is None else f"block-{query.block}"
-        if task is not None and task not in snapshot.tasks:
+        if task is not None and task not in outline.tasks:
             place = "/query/task" if query.block is None else "/query/block"
             raise ConfigInvalid("the job has no such task", place, code="invalid_parameter")
         return cls(task=task, attempt=query.attempt)
@@ -168,7 +168,7 @@ async def _tail_then_follow(
 
 
 async def _ended(store: JobStore, job_id: str) -> bool:
-    return (await store.snapshot(job_id)).status in TERMINAL_JOB
+    return (await store.outline(job_id)).status in TERMINAL_JOB
 
 
 def _event_stream(services: Services, content: AsyncGenerator[bytes]) -> EventSourceResponse:

@@ -125,7 +125,7 @@ class Fanout:
     async def _ended(self, job_id: str) -> bool:
         """Whether nothing more will happen to the job unless somebody asks for it; a deleted one has ended, too."""
         try:
-            return (await self._store.snapshot(job_id)).status in TERMINAL_JOB
+            return (await self._store.outline(job_id)).status in TERMINAL_JOB
         except JobNotFound:
             return True
 

@@ -71,7 +71,7 @@ class FakeStore:
         except (EventsGone, JobNotFound):
             return {}
 
-    async def snapshot(self, job_id: str) -> Any:
+    async def outline(self, job_id: str) -> Any:
         await self._answer()
         status = self.status
         await self._answer()
