@@ -19,6 +19,7 @@ from dbserve.settings import Settings
 
 PARSED_AT_ONCE_BYTES = 16 * 1024  # JSON so short is parsed sooner than it is handed to a thread
 REMEMBERED = 64
+BUILTIN = "builtin:"
 
 _FORMATS: dict[str, Format] = {
     "application/json": "json",
@@ -74,8 +75,14 @@ class Plans:
         if spec.architecture.source is not None or spec.data.tokenizer is not None:
             return await run_in_threadpool(self._made, spec)
         asked = spec.model_copy(update={"name": "", "labels": {}}).model_dump_json()
-        versions = await run_in_threadpool(self._versions, spec)  # before the shards are read: no change goes unseen
-        if (known := self._known.get(asked)) is not None and known[0] == versions:
+        known = self._known.get(asked)
+        if known is not None and spec.data.uri.startswith(BUILTIN):
+            versions = self._versions(
+                spec
+            )  # files of our own cache, made already: sooner looked at than a thread is had
+        else:  # before the shards are read: no change goes unseen
+            versions = await run_in_threadpool(self._versions, spec)
+        if known is not None and known[0] == versions:
             self._known.move_to_end(asked)
             return known[1]
         plan = await run_in_threadpool(self._made, spec)
