@@ -70,7 +70,7 @@ def advance(task: Task, event: TaskEvent) -> Task:
     An event that has already happened changes nothing, so that a write may be repeated after a lost answer.
 
     Raises:
-        StaleRun: the event comes from an attempt that was given up.
+        StaleRun: the event comes from an attempt that was given up, or from a second process of the current one.
         IllegalTransition: the event cannot happen to a task in this state.
     """
     if event.run != task.run:
@@ -88,6 +88,9 @@ def advance(task: Task, event: TaskEvent) -> Task:
                 started_at=task.started_at or event.at,
                 recovering=False,
             )
+        case TaskState.RUNNING, Started() as event if not _is_its_process(task, event):
+            # Asked for twice, as one that was lost from sight before it began may be: the first to begin has it.
+            raise StaleRun(f"{event.run} is at work in another process, {task.pid} on {task.node}")
         case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Restored() as event):
             lost = {ref.path for ref in event.lost}
             return _changed(task, checkpoints=tuple(ref for ref in task.checkpoints if ref.path not in lost))
@@ -221,6 +224,10 @@ def _after_crash(task: Task, event: Crashed, waiting: TaskState) -> Task:
         **counts,
         **_NO_WORKER,
     )
+
+
+def _is_its_process(task: Task, event: Started) -> bool:
+    return (event.node, event.pid, event.born) == (task.node, task.pid, task.born)
 
 
 def _already(state: TaskState, event: TaskEvent) -> bool:

@@ -39,7 +39,8 @@ RUN = Run(job_id="j1", task="block-0", attempt=1)
 
 
 def a_task(state: TaskState = TaskState.PENDING, **changes: object) -> Task:
-    return Task(run=RUN, kind=TaskKind.BLOCK, max_attempts=3).model_copy(update={"state": state, **changes})
+    begun = {"node": "n", "pid": 7} if state is TaskState.RUNNING else {}
+    return Task(run=RUN, kind=TaskKind.BLOCK, max_attempts=3).model_copy(update={"state": state, **begun, **changes})
 
 
 def a_checkpoint(step: int, attempt: int = 1) -> CheckpointRef:
@@ -122,6 +123,14 @@ def test_an_event_that_is_written_twice_counts_once(state: TaskState, event: Tas
         assert advance(once, event).state is once.state, "each report of a failed save is one more"
     else:
         assert advance(once, event) == once
+
+
+@pytest.mark.parametrize("other", [{"pid": 8}, {"node": "m"}, {"born": 3.5}])
+def test_of_two_processes_of_one_attempt_the_first_to_begin_has_the_task(other: dict[str, object]) -> None:
+    running = a_task(TaskState.RUNNING)
+    assert advance(running, STARTED) == running
+    with pytest.raises(StaleRun, match="another process, 7 on n"):
+        advance(running, STARTED.model_copy(update=other))
 
 
 def test_a_crash_within_the_budget_waits_and_counts_up() -> None:
