@@ -44,6 +44,21 @@ def test_the_promises_hold_whatever_happens() -> None:
     print(f"{len(World.applied)} pairs of state and event were met: {sorted(World.applied)}")
 
 
+def test_of_two_processes_of_one_attempt_one_trains(redis: DurableRedis, tmp_path: Path) -> None:
+    """The first was lost from sight before it began; a reconciler that had not asked for it asked again."""
+    with World(redis, tmp_path) as world:
+        world.submit(0, None, 0)
+        world.tick()
+        (first, *_) = world.waiting()
+        first.cut_off = True
+        world.take_over()
+        (second,) = [one for one in world.waiting() if one.run == first.run and one is not first]
+        world.begin(second, twice=True)
+        world.begin(first, twice=False)
+        assert (first.begun, second.begun) == (False, True)
+        world.look()
+
+
 # --- planted faults: a machine that finds nothing must be one that would have
 
 
