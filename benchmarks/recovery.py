@@ -22,21 +22,30 @@ from importlib.metadata import version
 from pathlib import Path
 
 import httpx
+import redis
 
 from benchmarks.machine import machine
 from dbserve.client import Client
-from dbserve.contracts.status import JobStatus, TaskState
+from dbserve.contracts.job import JobSpec
+from dbserve.contracts.status import TaskState
 from dbserve.contracts.views import BlockView
 from dbserve.errors import DbserveError
 from dbserve.store import JobStore
+from dbserve.store.keys import DELETED
 from tests.acceptance.conftest import Service
-from tests.acceptance.jobs import digits_job, long_job
-from tests.chaos.faults import Kind, kill, process_of
+from tests.acceptance.jobs import digits_job
+from tests.chaos.faults import Kind, kill, process_of, redis_socket
 
 LOOK_SECONDS = 0.05
 PATIENCE_SECONDS = 180.0
 STORED_JOBS = 1000
 RETRY = {"max_attempts": 100, "max_backoff_seconds": 1.0}  # the default's first wait, at every repeat
+
+
+def job() -> JobSpec:
+    """Two blocks that train for longer than anybody measures; a checkpoint every few seconds."""
+    training = {"steps": 1_000_000, "batch_size": 64}
+    return digits_job(name="suffers", training=training, checkpoint={"every_steps": 500}, retry=RETRY)
 
 
 @dataclass(frozen=True)
@@ -101,12 +110,16 @@ class Bench:
         return Once(self.until(began, self.ready))
 
     def reconciler_lost(self) -> Once:
-        """Until the new one has acted on a look at every job: it ends the one that was cancelled meanwhile."""
-        job = self.client.submit(digits_job(name="cancelled"))
+        """Until the new one has looked at every job and acted: the last thing it does of a look is to clear away what
+        was deleted meanwhile."""
+        gone = self.client.submit(digits_job(name="deleted"))
+        self.client.cancel(gone.id)
+        self.client.wait(gone.id, timeout=PATIENCE_SECONDS)
         began = time.time()
         assert kill(process_of(Kind.RECONCILER_KILLED, self.service).pid)
-        self.client.cancel(job.id)
-        return Once(self.until(began, lambda: self.client.job(job.id).status is JobStatus.CANCELLED))
+        self.client.delete(gone.id)
+        with redis.Redis(unix_socket_path=str(redis_socket(self.service))) as store:
+            return Once(self.until(began, lambda: not store.exists(DELETED)))
 
     def redis_lost(self) -> Once:
         """Until a job is accepted; the stage is when the trainer has been heard of again."""
@@ -150,7 +163,7 @@ class Bench:
 
     def steps_in_another(self, attempt: int) -> bool:
         now = self.block()
-        return now.attempt > attempt and now.status is TaskState.RUNNING and now.step > 0
+        return now.attempt > attempt and now.last_step_at is not None
 
     def ready(self) -> bool:
         try:
@@ -246,7 +259,7 @@ def measure(repeats: int, stored_jobs: int) -> list[Recovery]:
         try:
             with service.client() as client:
                 return _measured(
-                    Bench(service, client, client.submit(long_job(name="suffers", retry=RETRY)).id),
+                    Bench(service, client, client.submit(job()).id),
                     repeats,
                     stored_jobs,
                 )
@@ -265,9 +278,7 @@ def _measured(bench: Bench, repeats: int, stored_jobs: int) -> list[Recovery]:
         again("Redis: kill -9", "a job is accepted and a heartbeat taken", None, bench.redis_lost),
         again("raylet: kill -9", step, None, bench.raylet_lost),
     ]
-    socket = re.search(r"^Redis\s+unix://(\S+)", bench.service.said(), re.MULTILINE)
-    assert socket is not None
-    asyncio.run(store_jobs(Path(socket[1]), bench.job_id, stored_jobs))
+    asyncio.run(store_jobs(redis_socket(bench.service), bench.job_id, stored_jobs))
     what = f"reconciler: kill -9, {stored_jobs:,} jobs stored"
     return [*found, again(what, "it has acted on a look at all of them", 10.0, bench.reconciler_lost)]
 

@@ -167,6 +167,13 @@ def process_of(kind: Kind, service: Service) -> psutil.Process:
     raise NoTarget(f"{kind}: no such process")
 
 
+def redis_socket(service: Service) -> Path:
+    """Where its Redis listens, as it said when it came up."""
+    found = re.search(r"^Redis\s+unix://(\S+)", service.said(), re.MULTILINE)
+    assert found is not None, service.said()
+    return Path(found[1])
+
+
 def _chosen(found: list[Trainer], roll: float) -> Trainer:
     if not found:
         raise NoTarget("nothing trains")

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from benchmarks.machine import machine
 from dbserve.client import Client, NotFound
@@ -33,7 +34,7 @@ from dbserve.contracts.status import TERMINAL_JOB
 from dbserve.store import JobStore
 from tests.acceptance.conftest import Service
 from tests.chaos import verdict
-from tests.chaos.faults import Ground, Kind, each_kind
+from tests.chaos.faults import Ground, Kind, each_kind, redis_socket
 from tests.chaos.injector import draw, inject, within
 from tests.chaos.remains import MARK, as_bad, everything_below, marked_processes, zombies
 from tests.chaos.table import Soak, markdown
@@ -42,7 +43,8 @@ from tests.integration.keys_left import leaks
 
 STEPS = 1500  # of a block: some ten seconds, the time between two faults
 STORE_BYTES = "256m"
-END_SECONDS = 300.0  # that jobs have to end after the last fault
+STUCK_SECONDS = 120.0  # without a change of any job, after the last fault
+END_SECONDS = 900.0  # that jobs have to end after the last fault, however they change
 FOLLOWED_SECONDS = 60.0  # that followers have to be told of the end
 REMOVED_SECONDS = 30.0  # that the reconciler has to remove what a deleted job leaves
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,7 @@ def soak(minutes: float, seed: int, *, steps: int = STEPS, say: Callable[[str], 
         digests = _undisturbed(specs, home / "cache")
         service = Service(data_dir)
         stack.callback(_stop, service)
-        ground = Ground(service, _redis_socket(service))
+        ground = Ground(service, redis_socket(service))
         work = Workload(service.url, specs, poison(home / "poison"), seed=seed)
         kinds = [*each_kind(disk=disk)]
         drawn = within(draw(seed, kinds), minutes * 60.0)
@@ -122,19 +124,18 @@ def _undisturbed(specs: Sequence[JobSpec], cache_dir: Path) -> list[dict[str, st
         return [*pool.map(digests, specs)]
 
 
-def _redis_socket(service: Service) -> Path:
-    found = re.search(r"^Redis\s+unix://(\S+)", service.said(), re.MULTILINE)
-    assert found is not None, service.said()
-    return Path(found[1])
-
-
 def _await_ends(service: Service) -> None:
     """Returns when every job has ended, or when they had time enough."""
-    deadline = time.monotonic() + END_SECONDS
+    before: list[tuple[str, str, int]] = []
+    changed_at = began = time.monotonic()
     with Client(service.url) as client:
-        while any(job.status not in TERMINAL_JOB for job in surely(lambda: list(client.jobs()))):
-            if time.monotonic() > deadline:
+        while time.monotonic() < min(changed_at + STUCK_SECONDS, began + END_SECONDS):
+            jobs = [job for job in surely(lambda: list(client.jobs())) if job.status not in TERMINAL_JOB]
+            if not jobs:
                 return
+            now = [(job.id, job.status.value, job.progress.step) for job in jobs]
+            if now != before:
+                before, changed_at = now, time.monotonic()
             time.sleep(1.0)
 
 
@@ -171,13 +172,18 @@ def written(result: Soak, directory: Path) -> str:
     return table
 
 
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    """By way of the exits of what was started and mounted."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started and mounted is then undone
+    signal.signal(signal.SIGTERM, _leave)
     result = soak(arguments.minutes, arguments.seed, say=partial(print, flush=True))
     print(written(result, arguments.output))
     sys.exit(result.exit_code)
