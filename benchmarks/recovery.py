@@ -20,18 +20,17 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import httpx
-import redis
 
 from benchmarks.machine import machine
 from dbserve.client import Client
 from dbserve.contracts.job import JobSpec
-from dbserve.contracts.status import TaskState
+from dbserve.contracts.status import JobStatus, TaskState
 from dbserve.contracts.views import BlockView
 from dbserve.errors import DbserveError
 from dbserve.store import JobStore
-from dbserve.store.keys import DELETED
 from tests.acceptance.conftest import Service
 from tests.acceptance.jobs import digits_job
 from tests.chaos.faults import Kind, kill, process_of, redis_socket
@@ -42,10 +41,17 @@ STORED_JOBS = 1000
 RETRY = {"max_attempts": 100, "max_backoff_seconds": 1.0}  # the default's first wait, at every repeat
 
 
-def job() -> JobSpec:
-    """Two blocks that train for longer than anybody measures; a checkpoint every few seconds."""
-    training = {"steps": 1_000_000, "batch_size": 64}
-    return digits_job(name="suffers", training=training, checkpoint={"every_steps": 500}, retry=RETRY)
+def job(name: str, *, train: list[int] | None = None, cpus: float = 0.5, **changes: Any) -> JobSpec:
+    """Blocks that train for longer than anybody measures; a checkpoint every few seconds."""
+    return digits_job(
+        name=name,
+        blocks={"count": 2, "train": train or "all"},
+        training={"steps": 1_000_000, "batch_size": 64},
+        checkpoint={"every_steps": 500},
+        resources={"cpus_per_block": cpus},
+        retry=RETRY,
+        **changes,
+    )
 
 
 @dataclass(frozen=True)
@@ -110,16 +116,13 @@ class Bench:
         return Once(self.until(began, self.ready))
 
     def reconciler_lost(self) -> Once:
-        """Until the new one has looked at every job and acted: the last thing it does of a look is to clear away what
-        was deleted meanwhile."""
-        gone = self.client.submit(digits_job(name="deleted"))
-        self.client.cancel(gone.id)
-        self.client.wait(gone.id, timeout=PATIENCE_SECONDS)
+        """Until the new one has looked at every job and acted: it alone can tell that a cancelled worker is gone."""
+        before = self.client.submit(job("cancelled", train=[0], queue={"priority": 100}))
+        self.until(time.time(), lambda: self.client.blocks(before.id)[0].step > 0)
         began = time.time()
         assert kill(process_of(Kind.RECONCILER_KILLED, self.service).pid)
-        self.client.delete(gone.id)
-        with redis.Redis(unix_socket_path=str(redis_socket(self.service))) as store:
-            return Once(self.until(began, lambda: not store.exists(DELETED)))
+        self.client.cancel(before.id)
+        return Once(self.until(began, lambda: self.client.job(before.id).status is JobStatus.CANCELLED))
 
     def redis_lost(self) -> Once:
         """Until a job is accepted; the stage is when the trainer has been heard of again."""
@@ -259,7 +262,7 @@ def measure(repeats: int, stored_jobs: int) -> list[Recovery]:
         try:
             with service.client() as client:
                 return _measured(
-                    Bench(service, client, client.submit(job()).id),
+                    Bench(service, client, client.submit(job("suffers")).id),
                     repeats,
                     stored_jobs,
                 )
@@ -278,7 +281,8 @@ def _measured(bench: Bench, repeats: int, stored_jobs: int) -> list[Recovery]:
         again("Redis: kill -9", "a job is accepted and a heartbeat taken", None, bench.redis_lost),
         again("raylet: kill -9", step, None, bench.raylet_lost),
     ]
-    asyncio.run(store_jobs(redis_socket(bench.service), bench.job_id, stored_jobs))
+    waiting = bench.client.submit(job("waits", cpus=float(os.cpu_count() or 1)))  # for the whole machine
+    asyncio.run(store_jobs(redis_socket(bench.service), waiting.id, stored_jobs))
     what = f"reconciler: kill -9, {stored_jobs:,} jobs stored"
     return [*found, again(what, "it has acted on a look at all of them", 10.0, bench.reconciler_lost)]
 

@@ -5,18 +5,24 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from dbserve.contracts.status import JobStatus
 from tests.chaos import injector
 from tests.chaos.faults import Done, Ground, Kind, NoTarget, damage, kill, stopped
 from tests.chaos.injector import DECK, GAP_SECONDS, LASTS, Drawn, Fault, draw, inject, within
+from tests.chaos.manifests import Found
+from tests.chaos.remains import MARK, marked_processes, unknown_directories
 from tests.chaos.soak import written
 from tests.chaos.table import BAD, Soak, markdown
+from tests.chaos.verdict import Evidence, differing, offences, other_ends
+from tests.chaos.workload import ClientLog, Role, Submitted
+from tests.snapshots import JOB_ID, checkpoint, snapshot
 
 EVERY_KIND = tuple(Kind)
 
@@ -182,3 +188,71 @@ def test_damage_changes_exactly_one_tensor_file(tmp_path: Path, roll: float) -> 
     changed = [name for name, each in content.items() if (tmp_path / name).read_bytes() != each]
     assert len(changed) == 1
     assert changed[0].endswith(".safetensors")
+
+
+def evidence(status: JobStatus, digest: str) -> Evidence:
+    """Of one job, whose only block ended with weights of this digest."""
+    outline = snapshot().model_copy(update={"status": status})
+    return Evidence({JOB_ID: outline}, {JOB_ID: []}, [], {JOB_ID: {"block-0": digest}}, {JOB_ID: {}}, [])
+
+
+def told(role: Role, variant: int | None = 0) -> ClientLog:
+    return ClientLog(submitted=[Submitted(JOB_ID, role, variant)])
+
+
+def test_weights_that_are_not_those_of_the_undisturbed_training_are_an_offence() -> None:
+    undisturbed = [{"block-0": "a", "block-1": "b"}]
+    assert differing(told(Role.PLAIN), evidence(JobStatus.SUCCEEDED, "a"), undisturbed) == []
+    assert differing(told(Role.PLAIN), evidence(JobStatus.SUCCEEDED, "b"), undisturbed) == [f"{JOB_ID} block-0"]
+    assert differing(told(Role.POISON, None), evidence(JobStatus.FAILED, "b"), undisturbed) == []
+
+
+@pytest.mark.parametrize(
+    ("role", "status", "fits"),
+    [
+        (Role.PLAIN, JobStatus.SUCCEEDED, True),
+        (Role.PLAIN, JobStatus.FAILED, False),
+        (Role.PLAIN, JobStatus.CANCELLED, False),
+        (Role.CANCELLED, JobStatus.CANCELLED, True),
+        (Role.CANCELLED, JobStatus.FAILED, False),
+        (Role.PAUSED, JobStatus.CANCELLED, False),
+        (Role.POISON, JobStatus.FAILED, True),
+        (Role.POISON, JobStatus.SUCCEEDED, False),
+    ],
+)
+def test_a_job_may_end_only_as_what_was_done_with_it_explains(role: Role, status: JobStatus, fits: bool) -> None:
+    assert (other_ends(told(role), evidence(status, "a").outlines) == []) == fits
+
+
+@pytest.mark.parametrize(("status", "excused"), [(JobStatus.CANCELLED, True), (JobStatus.SUCCEEDED, False)])
+def test_only_a_cancelled_job_may_keep_a_checkpoint_that_we_damaged(status: JobStatus, excused: bool) -> None:
+    ref = checkpoint(5)
+    outline = snapshot(block__0={"checkpoints": (ref,)}).model_copy(update={"status": status})
+    seen = replace(evidence(status, "a"), outlines={JOB_ID: outline}, found=[Found(ref.path, ref.sha256, "flipped")])
+    fault = Fault(Kind.CHECKPOINT_DAMAGED, 1.0, "flipped", damaged=ref.path)
+    undisturbed = [{"block-0": "a"}]
+    columns = offences(seen, told(Role.CANCELLED), [fault], undisturbed)
+    assert (columns["committed checkpoints not whole"] == []) == excused
+    assert offences(seen, told(Role.CANCELLED), [], undisturbed)["committed checkpoints not whole"] != []
+
+
+def test_a_process_that_carries_the_mark_is_found() -> None:
+    with subprocess.Popen(["sleep", "600"], env={MARK: "of-this-test"}) as process:
+        found = within_seconds(10.0, lambda: marked_processes("of-this-test"))
+        process.kill()
+    assert [line.split()[0] for line in found] == [str(process.pid)]
+    assert marked_processes("of-this-test") == []
+
+
+def within_seconds(seconds: float, look: Callable[[], list[str]]) -> list[str]:
+    """What is seen as soon as there is something to see: a process carries its environment once it was exec'ed."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def test_directories_of_no_job_are_leftovers(tmp_path: Path) -> None:
+    for name in ("jobs/j1/block-0", "jobs/j2", "models/j3"):
+        (tmp_path / name).mkdir(parents=True)
+    assert unknown_directories(tmp_path, {"j1"}) == ["jobs/j2 belongs to no job", "models/j3 belongs to no job"]
