@@ -98,6 +98,9 @@ def up(
     port: Port = None,
     redis_url: Annotated[str | None, typer.Option(help="A running Redis, instead of an embedded one.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster, instead of a local one.")] = None,
+    artifacts: Annotated[
+        str | None, typer.Option(help="Another place for checkpoints and models, e.g. s3://bucket/prefix.")
+    ] = None,
     num_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; all of them by default.")] = None,
     api_key: ApiKey = None,
 ) -> None:
@@ -105,13 +108,14 @@ def up(
     from dbserve.embedded import serve_embedded
     from dbserve.settings import read_settings
 
-    settings = read_settings(host=host, port=port, api_key=api_key)
+    settings = read_settings(host=host, port=port, artifacts=artifacts, api_key=api_key)
     raise typer.Exit(
         serve_embedded(
             settings,
             data_dir=data_dir,
             redis_url=redis_url,
             ray_address=ray_address,
+            artifacts=settings.artifacts if artifacts else None,
             num_cpus=num_cpus,
             say=typer.echo,
         )

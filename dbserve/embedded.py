@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import httpx
 
+from dbserve.artefacts import open_artefacts
 from dbserve.errors import StartupRefused
 from dbserve.processes import STOP_SECONDS, Child, wait_until_ready, watch
 from dbserve.settings import Settings
@@ -73,12 +74,14 @@ def serve_embedded(
     data_dir: Path,
     redis_url: str | None = None,
     ray_address: str | None = None,
+    artifacts: str | None = None,
     num_cpus: int | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
     """Runs everything until SIGTERM or SIGINT; returns the exit code. Started again on `data_dir`, it goes on.
 
     `redis_url` and `ray_address` point at servers that run already; those are then neither started nor stopped.
+    `artifacts` lies in the data directory unless it is given.
 
     Raises:
         StartupRefused: a public bind without an API key, a port or data directory in use, a program that won't start.
@@ -115,7 +118,7 @@ def serve_embedded(
                     "redis_url": redis_url,
                     "ray_address": ray_address,
                     "port": port,
-                    "artifacts": str(data_dir / "artifacts"),
+                    "artifacts": artifacts or str(data_dir / "artifacts"),
                     "cache_dir": data_dir / "cache",
                 }
             )
@@ -135,7 +138,9 @@ def serve_embedded(
             say(f"API         {url}   (docs: {url}/docs, metrics: {url}/metrics)")
             say(f"Redis       {redis_url}")
             say(f"Ray         {ray_address}")
-            say(f"data        {data_dir}   (artifacts, cache, redis, logs)")
+            say(f"data        {data_dir}   ({'' if artifacts else 'artifacts, '}cache, redis, logs)")
+            if artifacts:
+                say(f"artifacts   {open_artefacts(artifacts).location}")
             say("dbserve is up; Ctrl-C stops it, and the same command goes on where it was")
             watch(children, say)
         except _Interrupted:
