@@ -50,6 +50,7 @@ FLAVOURS: tuple[Mapping[str, Any], ...] = (
     {"retry": {"max_attempts": 2, "max_preemptions": 1, "backoff_seconds": 0.0}},
     {"checkpoint": {"every_steps": 5, "grace_seconds": 0.0}, "queue": {"priority": 1, "max_concurrent_blocks": 1}},
     {"deadlines": {"queue_seconds": 1e-3}},
+    {"resources": {"cpus_per_block": 64.0}},  # which no node has
 )
 
 
