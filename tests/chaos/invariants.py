@@ -118,7 +118,8 @@ class Witness:
         for outline in active:
             fresh = found[outline.record.id]
             told = fresh.progress if any(task.state in OCCUPYING for task in fresh.tasks.values()) else {}
-            expected = JobOutline(
-                **{name: getattr(fresh, name) for name in JobOutline.model_fields} | {"progress": told}
-            )
+            same: dict[str, Any] = {
+                name: getattr(fresh, name) for name in JobOutline.model_fields if name != "progress"
+            }
+            expected = JobOutline(**same, progress=told)
             assert outline == expected, f"{outline.record.id} is remembered otherwise than it is"
