@@ -95,9 +95,10 @@ def advance(task: Task, event: TaskEvent) -> Task:
             lost = {ref.path for ref in event.lost}
             return _changed(task, checkpoints=tuple(ref for ref in task.checkpoints if ref.path not in lost))
         case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Checkpointed() as event):
-            return _changed(task, checkpoints=_with(task.checkpoints, event), failed_saves=0)
-        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), CheckpointFailed()):
-            return _changed(task, failed_saves=task.failed_saves + 1)
+            return _changed(task, checkpoints=_with(task.checkpoints, event), failed_saves=0, failed_save=None)
+        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), CheckpointFailed() as event):
+            again = event.step == task.failed_save
+            return _changed(task, failed_saves=task.failed_saves + (not again), failed_save=event.step)
         case ((TaskState.RUNNING | TaskState.PAUSING), Finished() as event):
             return _moved(
                 task, TaskState.SUCCEEDED, finished_at=event.at, reason=None, message=None, stop_by=None, failed_saves=0

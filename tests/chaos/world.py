@@ -45,7 +45,7 @@ from workers.pulse import Order, order_of
 T = TypeVar("T")
 
 CPUS = 2.5  # room for two tasks, and not for half of a third
-REPEATED = (CheckpointFailed, Restored)  # what is counted or told again when it is written again
+REPEATED = (Restored,)  # what is told again when it is written again
 FLAVOURS: tuple[Mapping[str, Any], ...] = (
     {"retry": {"max_attempts": 2, "max_preemptions": 1, "backoff_seconds": 0.0}},
     {"checkpoint": {"every_steps": 5, "grace_seconds": 0.0}, "queue": {"priority": 1, "max_concurrent_blocks": 1}},

@@ -119,8 +119,6 @@ def test_an_event_that_is_written_twice_counts_once(state: TaskState, event: Tas
     if once.run != event.run:  # a crash, a pause and a retry give the attempt up
         with pytest.raises(StaleRun):
             advance(once, event)
-    elif event is UNSAVED:
-        assert advance(once, event).state is once.state, "each report of a failed save is one more"
     else:
         assert advance(once, event) == once
 
@@ -218,7 +216,7 @@ def test_a_checkpoint_that_could_not_be_read_back_is_forgotten() -> None:
 
 
 def test_failed_saves_are_counted_until_one_succeeds() -> None:
-    task = advance(advance(a_task(R), UNSAVED), UNSAVED)
+    task = advance(advance(a_task(R), UNSAVED), UNSAVED.model_copy(update={"step": 20}))
     assert task.failed_saves == 2
     assert advance(task, CHECKPOINTED).failed_saves == 0
 
