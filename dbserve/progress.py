@@ -31,6 +31,16 @@ def step_of(snapshot: JobOutline, name: str) -> int:
     return min(max(saved, told.step if told is not None else 0), total)  # an attempt that only begins has told no step
 
 
+def steps_of(job: JobOutline) -> tuple[int, int]:
+    """Steps that all tasks together have behind them, and how many there are."""
+    total = sum(task.steps for task in job.tasks.values())
+    if job.status is JobStatus.SUCCEEDED:
+        return total, total
+    if job.status is JobStatus.QUEUED:  # of thousands of jobs in a list, most
+        return 0, total
+    return sum(step_of(job, name) for name in job.tasks), total
+
+
 def conditions(job: JobOutline, task: Task, now: float) -> tuple[Condition, ...]:
     """What is wrong with a task that goes on all the same, at `now` (unix seconds, the store's clock)."""
     return tuple(_conditions(job, task, now))

@@ -23,7 +23,7 @@ from dbserve.contracts.views import (
     TaskView,
 )
 from dbserve.errors import BlockNotFound
-from dbserve.progress import conditions, eta_seconds, peak_bytes, step_of, task_eta_seconds
+from dbserve.progress import conditions, eta_seconds, peak_bytes, step_of, steps_of, task_eta_seconds
 
 
 def job_summary(snapshot: JobOutline) -> JobSummary:
@@ -160,8 +160,7 @@ def checkpoint_views(outline: JobOutline) -> tuple[TaskCheckpointView, ...]:
 
 
 def _progress(outline: JobOutline) -> ProgressView:
-    step = sum(step_of(outline, name) for name in outline.tasks)
-    total = sum(task.steps for task in outline.tasks.values())
+    step, total = steps_of(outline)
     eta = 0.0 if outline.status is JobStatus.SUCCEEDED else None
     if isinstance(outline, JobSnapshot):
         eta = eta_seconds(outline)

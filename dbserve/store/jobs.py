@@ -15,8 +15,7 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.snapshot import JobOutline, JobSnapshot
 from dbserve.contracts.status import (
-    HELD,
-    STOPPING,
+    TERMINAL_JOB,
     Intent,
     JobRecord,
     JobStatus,
@@ -44,6 +43,9 @@ RECENTLY_SECONDS = 300.0  # how long /metrics still shows a job that has ended
 PARSED_PLANS = 512  # specs and plans never change, so their parsed form is kept
 PACKED_PLANS = 32
 SCAN = 50  # jobs looked at a time when a listing filters
+
+
+_WITHOUT_WORKERS = TERMINAL_JOB | {JobStatus.QUEUED, JobStatus.PAUSED}
 
 
 class JobStore:
@@ -294,10 +296,7 @@ class JobStore:
         return in_full(outline, *await self._spec_and_plan(outline.record.id))
 
     async def _those_that_run(self, outlines: Sequence[JobOutline]) -> list[JobOutline]:
-        held = HELD | STOPPING
-        return await self._some_in_full(
-            outlines, [any(task.state in held for task in job.tasks.values()) for job in outlines]
-        )
+        return await self._some_in_full(outlines, [job.status not in _WITHOUT_WORKERS for job in outlines])
 
     async def _some_in_full(self, outlines: Sequence[JobOutline], chosen: Sequence[bool]) -> list[JobOutline]:
         found: list[JobOutline] = []

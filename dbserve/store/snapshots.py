@@ -29,6 +29,8 @@ def as_outline(head: Sequence[str], raw_tasks: str, raw_progress: Mapping[str, s
 
 def current_progress(tasks: Mapping[str, Task], raw: Mapping[str, str]) -> dict[str, Progress]:
     """What each task's current attempt has told."""
+    if not raw:
+        return {}
     return {
         name: _dated(told)
         for name, task in tasks.items()
