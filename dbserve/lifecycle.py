@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from dbserve.contracts.job import JobSpec, RetrySpec
 from dbserve.contracts.plan import BASELINES, TRAINED, JobPlan, TaskKind
+from dbserve.contracts.snapshot import Standing
 from dbserve.contracts.status import (
     HELD,
     HOPELESS,
@@ -317,3 +318,22 @@ def job_reason(tasks: Sequence[Task], intent: Intent) -> tuple[Reason | None, st
         if task.state is TaskState.PENDING and task.reason is not None:
             return task.reason, f"{task.run.task}: {task.message}"
     return None, None
+
+
+def standing(tasks: Sequence[Task], intent: Intent) -> Standing:
+    """A job in brief."""
+    reason, message = job_reason(tasks, intent)
+    return Standing(
+        status=job_state(tasks, intent),
+        reason=reason,
+        message=message,
+        steps_saved=sum(map(saved_steps, tasks)),
+        steps=sum(task.steps for task in tasks),
+    )
+
+
+def saved_steps(task: Task) -> int:
+    """Steps that nothing can take back: all of them, or what the last checkpoint holds."""
+    if task.state is TaskState.SUCCEEDED:
+        return task.steps
+    return min(task.checkpoints[-1].step, task.steps) if task.checkpoints else 0

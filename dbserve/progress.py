@@ -15,30 +15,19 @@ from dbserve.contracts.status import (
     Task,
     TaskState,
 )
+from dbserve.lifecycle import saved_steps
 
 UNREACHABLE_SECONDS = 10.0  # heartbeats come once a second
 STALLED_SECONDS = 300.0  # or half the deadline that replaces the worker, where that is sooner
 
 
 def step_of(snapshot: JobOutline, name: str) -> int:
-    """Steps a task has behind it: what its attempt has told, and never less than its last checkpoint holds."""
+    """Steps a task has behind it: while a worker has it, what that told; else what is saved, and never less."""
     task = snapshot.tasks[name]
-    total = task.steps
-    if task.state is TaskState.SUCCEEDED:
-        return total
-    saved = task.checkpoints[-1].step if task.checkpoints else 0
-    told = snapshot.progress.get(name)
-    return min(max(saved, told.step if told is not None else 0), total)  # an attempt that only begins has told no step
-
-
-def steps_of(job: JobOutline) -> tuple[int, int]:
-    """Steps that all tasks together have behind them, and how many there are."""
-    total = sum(task.steps for task in job.tasks.values())
-    if job.status is JobStatus.SUCCEEDED:
-        return total, total
-    if job.status is JobStatus.QUEUED:  # of thousands of jobs in a list, most
-        return 0, total
-    return sum(step_of(job, name) for name in job.tasks), total
+    saved, told = saved_steps(task), snapshot.progress.get(name)
+    if told is None or (task.state is not TaskState.RUNNING and task.state not in STOPPING):
+        return saved
+    return min(max(saved, told.step), task.steps)  # an attempt that only begins has told no step
 
 
 def conditions(job: JobOutline, task: Task, now: float) -> tuple[Condition, ...]:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from dbserve.contracts.card import ArchitectureCard
 from dbserve.contracts.plan import TaskKind
-from dbserve.contracts.snapshot import JobOutline, JobSnapshot, ModelRecord
+from dbserve.contracts.snapshot import JobOutline, JobSnapshot, ListedJob, ModelRecord
 from dbserve.contracts.status import TERMINAL_JOB, Intent, JobStatus, LoggedEvent, LogLine, TaskState
 from dbserve.contracts.views import (
     ArchitectureView,
@@ -23,11 +23,13 @@ from dbserve.contracts.views import (
     TaskView,
 )
 from dbserve.errors import BlockNotFound
-from dbserve.progress import conditions, eta_seconds, peak_bytes, step_of, steps_of, task_eta_seconds
+from dbserve.progress import conditions, eta_seconds, peak_bytes, step_of, task_eta_seconds
 
 
-def job_summary(snapshot: JobOutline) -> JobSummary:
+def job_summary(snapshot: ListedJob | JobOutline) -> JobSummary:
     """Without its spec and plan (a job that does not run), it has no estimate of the time that is left."""
+    if isinstance(snapshot, ListedJob):
+        return _listed(snapshot)
     record = snapshot.record
     return JobSummary(
         id=record.id,
@@ -40,6 +42,24 @@ def job_summary(snapshot: JobOutline) -> JobSummary:
         created_at=_utc(record.created_at),
         finished_at=_when(record.finished_at),
         progress=_progress(snapshot),
+    )
+
+
+def _listed(job: ListedJob) -> JobSummary:
+    record, standing = job.record, job.standing
+    done, total = standing.steps_saved, standing.steps
+    eta = 0.0 if standing.status is JobStatus.SUCCEEDED else None
+    return JobSummary(
+        id=record.id,
+        name=record.name,
+        labels=record.labels,
+        architecture=record.architecture,
+        status=standing.status,
+        reason=standing.reason,
+        message=standing.message,
+        created_at=_utc(record.created_at),
+        finished_at=_when(record.finished_at),
+        progress=ProgressView(step=done, total=total, percent=_percent(done, total), eta_seconds=eta),
     )
 
 
@@ -160,7 +180,8 @@ def checkpoint_views(outline: JobOutline) -> tuple[TaskCheckpointView, ...]:
 
 
 def _progress(outline: JobOutline) -> ProgressView:
-    step, total = steps_of(outline)
+    step = sum(step_of(outline, name) for name in outline.tasks)
+    total = sum(task.steps for task in outline.tasks.values())
     eta = 0.0 if outline.status is JobStatus.SUCCEEDED else None
     if isinstance(outline, JobSnapshot):
         eta = eta_seconds(outline)

@@ -7,6 +7,24 @@ from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import JobRecord, JobStatus, Progress, Reason, Task
 
 
+class Standing(BaseModel, frozen=True):
+    """What tasks and intent together say of their job. Derived, always: where it is kept, it is kept beside them, by
+    the very write that changes them, so that a list of jobs need not read every task."""
+
+    status: JobStatus
+    reason: Reason | None = None
+    message: str | None = None
+    steps_saved: int = 0  # of all tasks: what succeeded, and what the last checkpoints hold
+    steps: int = 0  # of all tasks, as planned
+
+
+class ListedJob(BaseModel, frozen=True):
+    """A job in a list that has no workers at present."""
+
+    record: JobRecord
+    standing: Standing
+
+
 class JobOutline(BaseModel, frozen=True):
     """A job as it stands, without what it was asked for; `status` is derived from tasks and intent, never stored."""
 

@@ -13,7 +13,7 @@ from redis.asyncio.client import Pipeline
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
-from dbserve.contracts.snapshot import JobOutline, JobSnapshot
+from dbserve.contracts.snapshot import JobOutline, JobSnapshot, ListedJob
 from dbserve.contracts.status import (
     TERMINAL_JOB,
     Intent,
@@ -25,7 +25,7 @@ from dbserve.contracts.status import (
     TaskEvent,
 )
 from dbserve.errors import IdempotencyMismatch, JobNotFound, QuotaExceeded, StaleRun
-from dbserve.lifecycle import advance, job_state, new_tasks
+from dbserve.lifecycle import advance, new_tasks, standing
 from dbserve.store import keys
 from dbserve.store.codec import brief, packed, unpacked
 from dbserve.store.connection import clock, open_redis, reaching_redis, read_job, transaction
@@ -111,6 +111,7 @@ class JobStore:
             "record": brief(record),
             "intent": Intent.RUN.value,
             "revision": "1",
+            "standing": brief(standing([*tasks.values()], Intent.RUN)),
             "spec": packed(spec),
             "plan": self._packed(plan),
         }
@@ -163,7 +164,7 @@ class JobStore:
         after: str | None = None,
         status: JobStatus | None = None,
         labels: Mapping[str, str] | None = None,
-    ) -> tuple[list[JobOutline], str | None]:
+    ) -> tuple[list[ListedJob | JobOutline], str | None]:
         """Newest first, and the cursor of the next page (None: this was the last). Those that run come in full.
 
         The cursor names the last job seen, so that jobs arriving meanwhile shift nothing.
@@ -173,19 +174,23 @@ class JobStore:
         """
         start = "+" if after is None else f"({keys.open_cursor(after)}"
         size = max(limit + 1, SCAN)
-        wanted: list[JobOutline] = []
+        wanted: list[ListedJob] = []
         while True:
             async with reaching_redis():
                 ids = cast(list[str], await self._redis.zrevrangebylex(keys.JOBS, start, "-", 0, size))
-            for outline in await self._outlines.read(ids):
-                if not matches(outline, status, labels or {}):
+            for listed in await self._outlines.listed(ids):
+                if not matches(listed, status, labels or {}):
                     continue
                 if len(wanted) == limit:
                     return await self._those_that_run(wanted), keys.make_cursor(wanted[-1].record.id)
-                wanted.append(outline)
+                wanted.append(listed)
             if len(ids) < size:
                 return await self._those_that_run(wanted), None
             start = f"({ids[-1]}"
+
+    async def outlines(self, ids: Sequence[str]) -> list[JobOutline]:
+        """Those of the jobs that exist, in the order of the ids, each a consistent look."""
+        return await self._outlines.read(ids)
 
     async def active_outlines(self) -> list[JobOutline]:
         """Every job that has not ended, oldest first. Only what has changed since the last look is read anew."""
@@ -226,10 +231,9 @@ class JobStore:
             after = advance(before, dated)
             if after == before and not isinstance(event, Restored):  # moves nothing where nothing was lost; is told
                 return after
-            status = job_state([*(seen.tasks | {run.task: after}).values()], seen.intent)
             data = {"state": after.state.value, **event.model_dump(mode="json", exclude={"run", "at", "kind"})}
             pipe.multi()
-            write_tasks(pipe, run.job_id, {run.task: after})
+            status = write_tasks(pipe, seen, {run.task: after}, seen.intent)
             if after.run != run:
                 data["attempt"] = after.run.attempt
                 data["message"] = after.message
@@ -295,8 +299,12 @@ class JobStore:
     async def _in_full(self, outline: JobOutline) -> JobSnapshot:
         return in_full(outline, *await self._spec_and_plan(outline.record.id))
 
-    async def _those_that_run(self, outlines: Sequence[JobOutline]) -> list[JobOutline]:
-        return await self._some_in_full(outlines, [job.status not in _WITHOUT_WORKERS for job in outlines])
+    async def _those_that_run(self, listed: Sequence[ListedJob]) -> list[ListedJob | JobOutline]:
+        """With what their workers tell, where they have any."""
+        running = [job.record.id for job in listed if job.standing.status not in _WITHOUT_WORKERS]
+        outlines = await self._some_in_full(await self._outlines.read(running), [True] * len(running))
+        found = {outline.record.id: outline for outline in outlines}
+        return [found.get(job.record.id, job) for job in listed]
 
     async def _some_in_full(self, outlines: Sequence[JobOutline], chosen: Sequence[bool]) -> list[JobOutline]:
         found: list[JobOutline] = []

@@ -21,7 +21,7 @@ EVERY_REQUEST = "dbserve:idempotency:*"
 
 
 def job(job_id: str) -> str:
-    """Hash: record, spec, plan, intent, revision (of tasks and intent), finished_at, report."""
+    """Hash: record, spec, plan, intent, revision (of tasks and intent), standing, finished_at, report."""
     return f"dbserve:job:{job_id}"
 
 

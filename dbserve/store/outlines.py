@@ -6,12 +6,12 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
-from dbserve.contracts.snapshot import JobOutline
+from dbserve.contracts.snapshot import JobOutline, ListedJob
 from dbserve.contracts.status import HELD, STOPPING
 from dbserve.store import keys
 from dbserve.store.connection import reaching_redis
 from dbserve.store.scripts import LOOK
-from dbserve.store.snapshots import as_outline, current_progress
+from dbserve.store.snapshots import as_listed, as_outline, current_progress
 
 READ_AT_ONCE = 200
 _KEYS = (keys.job, keys.tasks, keys.progress)
@@ -43,6 +43,14 @@ class Outlines:
     async def read(self, ids: Sequence[str]) -> list[JobOutline]:
         """Those of the jobs that exist, in the order of the ids, as they stand now."""
         return [outline for _, outline in await self._read(ids)]
+
+    async def listed(self, ids: Sequence[str]) -> list[ListedJob]:
+        """The same in brief: no task is read."""
+        if not ids:
+            return []
+        async with reaching_redis():
+            heads = await self._each(ids, _ask_head)
+        return [as_listed(head) for head in heads if head[0] is not None]
 
     async def _learn(self, ids: Sequence[str]) -> None:
         for revision, outline in await self._read(ids):
@@ -81,6 +89,10 @@ class Outlines:
         for job_id in ids:
             ask(pipe, job_id)
         return await pipe.execute()
+
+
+def _ask_head(pipe: Pipeline, job_id: str) -> None:
+    pipe.hmget(keys.job(job_id), ["record", "intent", "finished_at", "standing"])
 
 
 def _ask_revision(pipe: Pipeline, job_id: str) -> None:

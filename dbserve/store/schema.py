@@ -17,7 +17,7 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import Intent, JobRecord, Reason, Task
 from dbserve.errors import StoreUnavailable
-from dbserve.lifecycle import new_tasks
+from dbserve.lifecycle import new_tasks, standing
 from dbserve.store import keys
 from dbserve.store.codec import brief, packed, unpacked
 from dbserve.store.connection import reaching_redis, transaction
@@ -109,18 +109,18 @@ class Schema:
                 }
             )
             fresh = {task.run.task: task for task in new_tasks(job_id, plan, spec, now=record.created_at)}
-            tasks = {
-                name: brief(_upgraded(Task.model_validate_json(raw), fresh[name])) for name, raw in raw_tasks.items()
-            }
+            tasks = {name: _upgraded(Task.model_validate_json(raw), fresh[name]) for name, raw in raw_tasks.items()}
             pipe.multi()
             update: dict[Any, Any] = {
                 "record": brief(record),
                 "spec": packed(spec),
                 "plan": packed(plan),
                 "revision": "1",
+                "standing": brief(standing([tasks[task.name] for task in plan.tasks], Intent(fields["intent"]))),
             }
             pipe.hset(keys.job(job_id), mapping=update)
-            pipe.hset(keys.tasks(job_id), mapping=cast("dict[Any, Any]", tasks))
+            written: dict[Any, Any] = {name: brief(task) for name, task in tasks.items()}
+            pipe.hset(keys.tasks(job_id), mapping=written)
             await pipe.execute()
 
         await transaction(self._redis, [keys.job(job_id), keys.tasks(job_id)], attempt)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
-from dbserve.contracts.snapshot import JobOutline, JobSnapshot
+from dbserve.contracts.snapshot import JobOutline, JobSnapshot, ListedJob, Standing
 from dbserve.contracts.status import Intent, JobRecord, JobStatus, Progress, Task
 from dbserve.lifecycle import job_reason, job_state
 from dbserve.store import keys
@@ -13,13 +13,12 @@ from dbserve.store.connection import read_tasks
 
 def as_outline(head: Sequence[str], raw_tasks: str, raw_progress: Mapping[str, str]) -> JobOutline:
     """From (record, intent, finished_at, ...) of the job's hash, the array of its tasks, and the raw progress."""
-    record, intent, finished_at = JobRecord.model_validate_json(head[0]), Intent(head[1]), head[2]
-    tasks = read_tasks(raw_tasks)
+    record, tasks = _record(head), read_tasks(raw_tasks)
     current = list(tasks.values())
-    reason, message = job_reason(current, intent)
+    reason, message = job_reason(current, record.intent)
     return JobOutline(
-        record=record.model_copy(update={"intent": intent, "finished_at": float(finished_at) if finished_at else None}),
-        status=job_state(current, intent),
+        record=record,
+        status=job_state(current, record.intent),
         reason=reason,
         message=message,
         tasks=tasks,
@@ -51,8 +50,19 @@ def in_full(outline: JobOutline, spec: JobSpec, plan: JobPlan) -> JobSnapshot:
     return JobSnapshot(**dict(outline), spec=spec, plan=plan)
 
 
-def matches(outline: JobOutline, status: JobStatus | None, labels: Mapping[str, str]) -> bool:
+def as_listed(head: Sequence[str]) -> ListedJob:
+    """From (record, intent, finished_at, standing) of the job's hash."""
+    return ListedJob(record=_record(head), standing=Standing.model_validate_json(head[3]))
+
+
+def matches(job: ListedJob, status: JobStatus | None, labels: Mapping[str, str]) -> bool:
     """Whether a listing with these filters shows the job."""
-    return (status is None or outline.status is status) and all(
-        outline.record.labels.get(key) == value for key, value in labels.items()
+    return (status is None or job.standing.status is status) and all(
+        job.record.labels.get(key) == value for key, value in labels.items()
     )
+
+
+def _record(head: Sequence[str]) -> JobRecord:
+    """With the intent as it stands, and the end, if there was one."""
+    record, intent, finished_at = JobRecord.model_validate_json(head[0]), Intent(head[1]), head[2]
+    return record.model_copy(update={"intent": intent, "finished_at": float(finished_at) if finished_at else None})

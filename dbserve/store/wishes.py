@@ -23,7 +23,7 @@ from dbserve.contracts.status import (
     TaskState,
 )
 from dbserve.errors import JobNotPaused, JobNotTerminal, JobTerminal, NothingToRetry
-from dbserve.lifecycle import advance, job_state
+from dbserve.lifecycle import advance, job_state, standing
 from dbserve.store import keys
 from dbserve.store.codec import brief
 from dbserve.store.connection import Seen, reaching_redis, read_job, transaction
@@ -171,11 +171,16 @@ class Wishes:
         await transaction(self._redis, [keys.tasks(job_id), keys.job(job_id)], attempt)
 
 
-def write_tasks(pipe: Pipeline, job_id: str, tasks: Mapping[str, Task]) -> None:
-    """Whoever changes a task says that the job changed, by which readers know what to read anew."""
-    if tasks:
-        pipe.hset(keys.tasks(job_id), mapping={name: brief(task) for name, task in tasks.items()})
-        pipe.hincrby(keys.job(job_id), "revision", 1)
+def write_tasks(pipe: Pipeline, seen: Seen, changed: Mapping[str, Task], intent: Intent) -> JobStatus:
+    """The changed tasks, and what goes with every change: the job's standing, and its revision, by which readers know
+    what to read anew."""
+    job_id = seen.record.id
+    now_is = standing([*(seen.tasks | dict(changed)).values()], intent)
+    if changed:
+        pipe.hset(keys.tasks(job_id), mapping={name: brief(task) for name, task in changed.items()})
+    pipe.hset(keys.job(job_id), "standing", brief(now_is))
+    pipe.hincrby(keys.job(job_id), "revision", 1)
+    return now_is.status
 
 
 def _status(seen: Seen) -> JobStatus:
@@ -198,11 +203,9 @@ async def _commit(
     data: Mapping[str, object] | None = None,
 ) -> None:
     job_id, before = seen.record.id, _status(seen)
-    status = job_state([*(seen.tasks | dict(changed)).values()], intent)
     pipe.multi()
     pipe.hset(keys.job(job_id), "intent", intent.value)
-    pipe.hincrby(keys.job(job_id), "revision", 1)
-    write_tasks(pipe, job_id, changed)
+    status = write_tasks(pipe, seen, changed, intent)
     for name, task in changed.items():
         if task.run != seen.tasks[name].run:
             pipe.hdel(keys.progress(job_id), keys.progress_field(seen.tasks[name].run))

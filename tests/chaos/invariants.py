@@ -1,12 +1,13 @@
 """What must hold of a store whenever nobody is writing, whatever was done to it before."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import redis as redis_sync
 
-from dbserve.contracts.snapshot import JobOutline
+from dbserve.contracts.snapshot import JobOutline, ListedJob
 from dbserve.contracts.status import STOPPING, TERMINAL_JOB, TaskState
+from dbserve.lifecycle import standing
 from dbserve.scheduling import OCCUPYING
 from dbserve.store import JobStore, keys
 from tests.chaos.replay import Replay
@@ -34,8 +35,9 @@ class Witness:
         look. `lost`: (job, task) of which checkpoints were told lost since then. Raises AssertionError.
         """
         page, following = await self._store.list_jobs(limit=1000)
-        found = {outline.record.id: outline for outline in page}
+        found = {job.record.id: job for job in await self._store.outlines([job.record.id for job in page])}
         assert following is None
+        self._listed_as_they_stand(page, found)
         assert found.keys() == set(expected), f"jobs are {sorted(found)}; accepted were {sorted(expected)}"
         lengths = self._sets_and_lengths(found)
         for (job_id, outline), length in zip(found.items(), lengths, strict=True):
@@ -52,6 +54,14 @@ class Witness:
         self._workers(found)
         await self._cached(found)
         assert self._cluster.mistakes == []
+
+    def _listed_as_they_stand(self, page: Iterable[ListedJob | JobOutline], found: Mapping[str, JobOutline]) -> None:
+        """What a list tells without reading a task is what the tasks say."""
+        for job in page:
+            if isinstance(job, ListedJob):
+                outline = found[job.record.id]
+                derived = standing([*outline.tasks.values()], outline.record.intent)
+                assert job.standing == derived, f"{job.record.id} is listed as {job.standing}, and is {derived}"
 
     def _ended_for_good(self, job_id: str, outline: JobOutline, retried: str | None) -> None:
         before = self.jobs.get(job_id)

@@ -5,7 +5,7 @@ DBSERVE_MODEL_EXAMPLES=1000 looks longer.
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +14,9 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from dbserve.contracts.cluster import Resources
-from dbserve.contracts.status import Crashed, Finished, JobStatus, Retried, Task, TaskEvent, TaskState
-from dbserve.lifecycle import advance
+from dbserve.contracts.snapshot import Standing
+from dbserve.contracts.status import Crashed, Finished, Intent, JobStatus, Retried, Task, TaskEvent, TaskState
+from dbserve.lifecycle import advance, standing
 from dbserve.reconciler import Reconciler
 from dbserve.store import history, jobs, keys, scripts, wishes
 from tests.chaos.durable_redis import DurableRedis
@@ -142,10 +143,22 @@ def an_end_is_told_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_change_raises_no_revision(patch: pytest.MonkeyPatch) -> None:
-    def write(pipe: Any, job_id: str, tasks: Mapping[str, Task]) -> None:
-        pipe.hset(keys.tasks(job_id), mapping={name: task.model_dump_json() for name, task in tasks.items()})
+    def write(pipe: Any, seen: Any, changed: Mapping[str, Task], intent: Intent) -> JobStatus:
+        names = {name: task.model_dump_json() for name, task in changed.items()}
+        pipe.hset(keys.tasks(seen.record.id), mapping=names)
+        now_is = standing([*(seen.tasks | dict(changed)).values()], intent)
+        pipe.hset(keys.job(seen.record.id), "standing", now_is.model_dump_json())
+        return now_is.status
 
     patch.setattr(jobs, "write_tasks", write)
+
+
+def a_list_is_told_late(patch: pytest.MonkeyPatch) -> None:
+    def stale(tasks: Sequence[Task], intent: Intent) -> Standing:
+        waits = [task.model_copy(update={"state": TaskState.PENDING, "started_at": None}) for task in tasks]
+        return standing(waits, intent)
+
+    patch.setattr(wishes, "standing", stale)
 
 
 def a_key_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -172,6 +185,7 @@ SOON_FOUND = [
     an_attempt_number_is_used_again,
     a_checkpoint_is_dropped_by_a_crash,
     a_change_raises_no_revision,
+    a_list_is_told_late,
 ]
 LATER_FOUND = [
     a_job_that_ended_stays_active,
