@@ -52,7 +52,7 @@ ROOT = Path(__file__).parents[2]
 
 def soak(minutes: float, seed: int, *, steps: int = STEPS, say: Callable[[str], None] = print) -> Soak:
     """One soak, from the start of a service to its end."""
-    mark, ending = uuid.uuid4().hex, threading.Event()
+    mark, ending, over = uuid.uuid4().hex, threading.Event(), threading.Event()
     os.environ[MARK] = mark  # inherited by whatever is started from here on
     specs = variants(steps)
     with tempfile.TemporaryDirectory(prefix="dbs-soak-") as directory, contextlib.ExitStack() as stack:
@@ -70,8 +70,9 @@ def soak(minutes: float, seed: int, *, steps: int = STEPS, say: Callable[[str], 
         say(f"{len(drawn)} faults in {minutes:g} minutes")
         with ThreadPoolExecutor(1) as pool:
             working = pool.submit(work.run, ending)
+            working.add_done_callback(lambda _: over.set())  # without jobs, faults would show nothing
             try:
-                faults = inject(drawn, ground, ending=threading.Event(), say=say)
+                faults = inject(drawn, ground, ending=over, say=say)
             finally:
                 ending.set()
             working.result()

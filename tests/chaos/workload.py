@@ -25,6 +25,7 @@ Answer = TypeVar("Answer")
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 120.0  # of a client with a service that is away
 CLIENTS = 4  # that submit the same request with the same key at the same time
+POISON_ROWS = 200
 
 
 class Role(StrEnum):
@@ -106,9 +107,9 @@ def variants(steps: int) -> tuple[JobSpec, ...]:
 
 def poison(directory: Path) -> JobSpec:
     """Its first images are sound, so that it is accepted; a later one is not."""
-    images = encoded(pixels(60, (8, 8, 1)))
-    images[40] = b"no image"
-    write_shard(directory / "part-0.parquet", images, cycle(60))
+    images = encoded(pixels(POISON_ROWS, (8, 8, 1)))
+    images[POISON_ROWS // 2] = b"no image"
+    write_shard(directory / "part-0.parquet", images, cycle(POISON_ROWS))
     return digits_job(name="poison", data={"uri": str(directory)})
 
 
@@ -128,12 +129,12 @@ class Workload:
     def run(self, ending: threading.Event) -> None:
         """Until `ending`; then does what is still due and returns."""
         with Client(self._url) as client:
-            wanted = 2
+            wanted = 3
             while not ending.wait(LOOK_SECONDS):
                 self._wish(client)
                 if self._unfinished(client) < wanted:
                     self._next()
-                    wanted = self._random.randint(2, 4)
+                    wanted = self._random.randint(3, 4)
             while self._due:
                 self._wish(client)
                 time.sleep(LOOK_SECONDS)

@@ -13,6 +13,8 @@ from typing import Any, cast
 import pytest
 
 from dbserve.contracts.status import JobStatus
+from dbserve.datasets import inspect
+from dbserve.planner import load_card, plan_job
 from tests.chaos import injector
 from tests.chaos.faults import Done, Ground, Kind, NoTarget, damage, kill, stopped
 from tests.chaos.injector import DECK, GAP_SECONDS, LASTS, Drawn, Fault, draw, inject, within
@@ -21,7 +23,7 @@ from tests.chaos.remains import MARK, marked_processes, unknown_directories
 from tests.chaos.soak import written
 from tests.chaos.table import BAD, Soak, markdown
 from tests.chaos.verdict import Evidence, differing, offences, other_ends
-from tests.chaos.workload import ClientLog, Role, Submitted
+from tests.chaos.workload import ClientLog, Role, Submitted, poison, variants
 from tests.snapshots import JOB_ID, checkpoint, snapshot
 
 EVERY_KIND = tuple(Kind)
@@ -250,6 +252,12 @@ def within_seconds(seconds: float, look: Callable[[], list[str]]) -> list[str]:
     while not (found := look()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
+
+
+def test_every_job_of_a_soak_is_accepted_the_poison_too(tmp_path: Path) -> None:
+    for spec in (*variants(800), poison(tmp_path / "poison")):
+        facts = inspect(spec.data, modality="images", cache_dir=tmp_path / "cache")
+        assert len(plan_job(spec, load_card("vit"), facts).blocks) == 2
 
 
 def test_directories_of_no_job_are_leftovers(tmp_path: Path) -> None:
