@@ -13,6 +13,7 @@ from dbserve.contracts.cluster import Capacity, Presence, Resources
 from dbserve.contracts.status import HELD, Crashed, Launched, Reason, Run, Stopped, Task
 from dbserve.errors import ClusterUnavailable, DbserveError, IllegalTransition, JobNotFound, StaleRun
 from dbserve.failpoints import failpoint
+from dbserve.garbage import collect_less_often
 from dbserve.scheduling import Action, Bury, Launch, Limits, Note, Scene, Stop, decide
 from dbserve.settings import Settings
 from dbserve.sight import Sight
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
 TIDY_SECONDS = 2.0
-LEASE_SECONDS = 10.0
+LEASE_SECONDS = 5.0  # a reconciler that was killed keeps the next one waiting for so long
 SILENCE_MARGIN_SECONDS = 3.0  # beyond a worker's lease: by then it has stopped at a step boundary of its own accord
 CLUSTER_PATIENCE_SECONDS = 10.0  # without an answer from the cluster; then a new process connects anew
 
@@ -192,7 +193,11 @@ async def serve(settings: Settings) -> None:
     if upgraded := await store.schema.upgrade():
         log.info("upgraded %d jobs to this version's schema", upgraded)
     await store.ping()
-    cluster = await asyncio.to_thread(RayCluster.connect, settings, await store.deployment())
+    collect_less_often()
+    # The first look at every job takes as long as joining the cluster does: both at once.
+    joining = asyncio.create_task(asyncio.to_thread(RayCluster.connect, settings, await store.deployment()))
+    await store.active_outlines()
+    cluster = await joining
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

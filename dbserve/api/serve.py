@@ -1,7 +1,6 @@
 """One process that serves the API."""
 
 import contextlib
-import gc
 import logging
 import os
 import socket
@@ -11,13 +10,11 @@ import uvicorn
 
 from dbserve.api.app import create_app
 from dbserve.errors import StartupRefused
+from dbserve.garbage import collect_less_often
 from dbserve.settings import Settings, refuse_open_door
 
 GRACE_SECONDS = 5  # for open requests, after SIGTERM
 BACKLOG = 1024
-# Allocations between two collections. A page of jobs makes some ten thousand objects, none of them in a cycle; at
-# Python's 700 a third of its time went to looking for some.
-COLLECT_AFTER = 50_000
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None] = print) -> None:
@@ -28,9 +25,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None] = print) -> Non
     refuse_open_door(settings)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = create_app(settings)
-    gc.collect()
-    gc.freeze()  # what is there now stays, and need not be looked at again
-    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
+    collect_less_often()
     with contextlib.closing(_listen(settings.host, settings.port)) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         announce(f"http://{host}:{listener.getsockname()[1]}")
