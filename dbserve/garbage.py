@@ -2,9 +2,8 @@
 
 import gc
 
-COLLECT_AFTER = (
-    50_000  # allocations: a page of jobs makes some ten thousand objects, a look at a thousand jobs many more
-)
+# Allocations. A page of jobs makes some ten thousand objects, a first look at a thousand jobs many more.
+COLLECT_AFTER = 50_000
 
 
 def collect_less_often() -> None:
