@@ -14,6 +14,7 @@ VARIABLE = "DBSERVE_FAILPOINTS"
 
 FAILPOINTS = frozenset(
     {
+        "submit.planned",  # the job is planned; nothing of it is stored
         "submit.stored",  # the job is stored; its client has not been answered
         "launch.recorded",  # Launched is stored; the cluster has not been asked for a worker
         "launch.asked",  # the cluster was asked for a worker; the reconciler has not gone on

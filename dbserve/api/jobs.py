@@ -52,9 +52,11 @@ async def submit_job(
     if record is not None:
         snapshot, created = await store.snapshot(record.id), False
     else:
+        job_plan = await services.plans.make(spec)
+        failpoint("submit.planned")
         snapshot, created = await store.create_job(
             spec,
-            await services.plans.make(spec),
+            job_plan,
             idempotency_key=idempotency_key,
             request_digest=request,
             owner=owner,
