@@ -37,6 +37,6 @@ def patient_job(name: str = "patient") -> JobSpec:
             "options": {"depth": 2, "width": 32, "heads": 2, "patch": 2, "dropout": 0.1},
         },
         data={"uri": "builtin:digits", "augment": {"crop_padding": 1}},
-        training={"steps": 900, "batch_size": 64, "lr": 3e-3},
+        training={"steps": 2000, "batch_size": 64, "lr": 3e-3},
         checkpoint={"every_steps": 400},
     )

