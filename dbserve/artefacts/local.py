@@ -60,7 +60,7 @@ class LocalArtefacts:
     def files(self, place: Place) -> tuple[StoredFile, ...]:
         """Links are left out, and what lies behind a linked directory: they could lead outside."""
         directory = self._at(place).resolve()
-        if not directory.is_relative_to(self._root.resolve()) or not self._exists(directory):
+        if not directory.is_relative_to(self._root.resolve()) or not (self._exists(directory) and directory.is_dir()):
             raise StorageError(f"there is no directory {place} under the artefact root {self._root}")
         try:
             found = sorted(path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())

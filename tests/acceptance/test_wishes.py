@@ -26,7 +26,15 @@ def trains(client: Client, job_id: str, block: int = 0, *, attempt: int = 1) -> 
 
 
 def gone(blocks: tuple[BlockView, ...]) -> bool:
-    return not any(block.pid is not None and psutil.pid_exists(block.pid) for block in blocks)
+    return not any(block.pid is not None and _holds_anything(block.pid) for block in blocks)
+
+
+def _holds_anything(pid: int) -> bool:
+    """A dead process that its raylet has not asked after yet is a number, and holds nothing."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_paused_job_leaves_its_workers_place_and_ends_with_the_same_bits(
