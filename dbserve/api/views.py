@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from dbserve.contracts.card import ArchitectureCard
 from dbserve.contracts.plan import TaskKind
-from dbserve.contracts.snapshot import JobOutline, JobSnapshot, ListedJob, ModelRecord
+from dbserve.contracts.snapshot import JobOutline, JobSnapshot, ListedJob, ModelRecord, Standing
 from dbserve.contracts.status import TERMINAL_JOB, Intent, JobStatus, LoggedEvent, LogLine, TaskState
 from dbserve.contracts.views import (
     ArchitectureView,
@@ -26,40 +26,23 @@ from dbserve.errors import BlockNotFound
 from dbserve.progress import conditions, eta_seconds, peak_bytes, step_of, task_eta_seconds
 
 
-def job_summary(snapshot: ListedJob | JobOutline) -> JobSummary:
+def job_summary(job: ListedJob | JobOutline) -> JobSummary:
     """Without its spec and plan (a job that does not run), it has no estimate of the time that is left."""
-    if isinstance(snapshot, ListedJob):
-        return _listed(snapshot)
-    record = snapshot.record
+    if isinstance(job, ListedJob):
+        stands, progress = job.standing, _saved(job.standing)
+    else:
+        stands, progress = job, _progress(job)
     return JobSummary(
-        id=record.id,
-        name=record.name,
-        labels=record.labels,
-        architecture=record.architecture,
-        status=snapshot.status,
-        reason=snapshot.reason,
-        message=snapshot.message,
-        created_at=_utc(record.created_at),
-        finished_at=_when(record.finished_at),
-        progress=_progress(snapshot),
-    )
-
-
-def _listed(job: ListedJob) -> JobSummary:
-    record, standing = job.record, job.standing
-    done, total = standing.steps_saved, standing.steps
-    eta = 0.0 if standing.status is JobStatus.SUCCEEDED else None
-    return JobSummary(
-        id=record.id,
-        name=record.name,
-        labels=record.labels,
-        architecture=record.architecture,
-        status=standing.status,
-        reason=standing.reason,
-        message=standing.message,
-        created_at=_utc(record.created_at),
-        finished_at=_when(record.finished_at),
-        progress=ProgressView(step=done, total=total, percent=_percent(done, total), eta_seconds=eta),
+        id=job.record.id,
+        name=job.record.name,
+        labels=job.record.labels,
+        architecture=job.record.architecture,
+        status=stands.status,
+        reason=stands.reason,
+        message=stands.message,
+        created_at=_utc(job.record.created_at),
+        finished_at=_when(job.record.finished_at),
+        progress=progress,
     )
 
 
@@ -177,6 +160,12 @@ def checkpoint_views(outline: JobOutline) -> tuple[TaskCheckpointView, ...]:
         for name, task in outline.tasks.items()
         for ref in task.checkpoints
     )
+
+
+def _saved(standing: Standing) -> ProgressView:
+    done, total = standing.steps_saved, standing.steps
+    eta = 0.0 if standing.status is JobStatus.SUCCEEDED else None
+    return ProgressView(step=done, total=total, percent=_percent(done, total), eta_seconds=eta)
 
 
 def _progress(outline: JobOutline) -> ProgressView:
