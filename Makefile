@@ -22,8 +22,9 @@ test: setup
 	$(BIN)/python -m pytest tests -m "not chaos"
 
 # Slow tests that break things for real: killed workers, stopped raylets, full disks, a Redis that stalls.
+CHAOS ?= chaos
 test-chaos: setup
-	$(BIN)/python -m pytest tests -m chaos
+	$(BIN)/python -m pytest tests -m "$(CHAOS)"
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit

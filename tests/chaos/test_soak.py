@@ -6,7 +6,7 @@ import pytest
 
 from tests.chaos.soak import soak, written
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.chaos, pytest.mark.soak, pytest.mark.timeout(1200)]
 
 
 def test_nothing_is_lost_in_a_short_soak(tmp_path: Path) -> None:
