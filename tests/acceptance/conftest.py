@@ -82,8 +82,7 @@ class Service:
         [found] = [
             process
             for process in psutil.Process(self.process.pid).children()
-            if re.search(rf"dbserve {name}\b|{name}$", " ".join(process.cmdline()[:4]))
-            or Path((process.cmdline() or [""])[0]).name.startswith(name)
+            if re.search(rf"dbserve {name}\b|/{name}\b", " ".join(process.cmdline()))
         ]
         return found
 

@@ -15,6 +15,7 @@ import pytest
 from dbserve.client import Client
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import JobStatus, TaskState
+from dbserve.errors import ServerUnreachable
 from tests.acceptance.conftest import Service, wait_for
 from tests.acceptance.digests import digests
 from tests.acceptance.jobs import digits_job, patient_job
@@ -102,8 +103,11 @@ def test_an_api_killed_with_the_job_stored_and_unanswered_gives_the_same_job_to_
     service = Service(tmp_path / "data", failpoints=f"submit.stored={marker}")
     try:
         with service.client() as client:
-            job = client.submit(digits_job(name="unanswered"), idempotency_key="k-1")
+            with pytest.raises(ServerUnreachable):  # the client asks again for a second, and the API takes longer
+                client.submit(digits_job(name="unanswered"), idempotency_key="k-1")
             assert marker.exists(), "the API died after the durable write"
+            wait_for(lambda: _ready(service), seconds=60, what="the API is back")
+            job = client.submit(digits_job(name="unanswered"), idempotency_key="k-1")
             assert len([each for each in client.jobs() if each.name == "unanswered"]) == 1
             assert client.wait(job.id, timeout=300).status is JobStatus.SUCCEEDED
     finally:
