@@ -112,8 +112,12 @@ def _unwanted(scene: Scene) -> Iterator[Action]:
         task = jobs[run.job_id].tasks.get(run.task) if run.job_id in jobs else None
         if task is None or task.run != run:
             yield Stop(run)
-        elif task.state not in HELD and (task.state not in STOPPING or scene.now > (task.stop_by or float("inf"))):
+        elif task.state not in HELD and (task.state not in STOPPING or _out_of_time(task, scene.now)):
             yield Stop(run, task)
+
+
+def _out_of_time(task: Task, now: float) -> bool:
+    return task.stop_by is not None and now > task.stop_by
 
 
 def _only_waits(job: JobOutline) -> bool:

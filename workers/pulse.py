@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
-from dbserve.contracts.status import HELD, STOPPING, MemoryBytes, Progress, Run, Task
+from dbserve.contracts.status import HELD, NO_TIME, STOPPING, MemoryBytes, Progress, Run, Task
 from dbserve.errors import JobNotFound, StoreUnavailable
 from dbserve.store import JobStore
 from workers.lease import Lease
@@ -46,7 +46,7 @@ def order_of(run: Run, task: Task) -> Order:
     if task.run != run:
         return Order.GIVEN_UP
     if task.state in STOPPING:
-        return Order.SAVE_AND_STOP
+        return Order.GIVEN_UP if task.stop_by == NO_TIME else Order.SAVE_AND_STOP
     return Order.GO if task.state in HELD else Order.GIVEN_UP
 
 

@@ -221,6 +221,9 @@ class Crashed(_Event, frozen=True):
     retry_after: float = 0.0
 
 
+NO_TIME = 0.0  # a `stop_by` that was over before anything began: stop at once, and save nothing
+
+
 class PauseRequested(_Event, frozen=True):
     """Save a last checkpoint and make room; killed where it has not by `stop_by` (unix seconds, the store's clock)."""
 
@@ -233,7 +236,7 @@ class Resumed(_Event, frozen=True):
 
 
 class CancelRequested(_Event, frozen=True):
-    """As PauseRequested, for good. Asked again, the earlier `stop_by` holds: so a cancel is forced."""
+    """As PauseRequested, for good. Asked again, the earlier `stop_by` holds: so a cancel is forced, by NO_TIME."""
 
     kind: Literal["cancel_requested"] = "cancel_requested"
     stop_by: float

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
 from dbserve.contracts.status import (
+    NO_TIME,
     TERMINAL,
     TERMINAL_JOB,
     CancelRequested,
@@ -55,7 +56,7 @@ class Wishes:
             waiting = {TaskState.PENDING, TaskState.PAUSED}
             asked = waiting | ({*TaskState} - TERMINAL if force else set[TaskState]())
             changed = {
-                name: advance(task, CancelRequested(run=task.run, at=seen.now, stop_by=seen.now))
+                name: advance(task, CancelRequested(run=task.run, at=seen.now, stop_by=NO_TIME))
                 for name, task in seen.tasks.items()
                 if task.state in asked
             }

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from dbserve.contracts.plan import TaskKind
-from dbserve.contracts.status import Progress, Run, Task, TaskState
+from dbserve.contracts.status import NO_TIME, Progress, Run, Task, TaskState
 from dbserve.errors import JobNotFound, StoreUnavailable
 from dbserve.store import JobStore
 from workers import pulse as pulse_module
@@ -115,6 +115,12 @@ async def paused(caplog: pytest.LogCaptureFixture, times: int = 1) -> None:
 def test_what_the_task_has_become_says_what_its_attempt_is_to_do(state: TaskState, order: Order) -> None:
     assert order_of(RUN, a_task(state)) is order
     assert order_of(RUN, a_task(state, attempt=2)) is Order.GIVEN_UP
+
+
+def test_one_that_is_left_no_time_saves_nothing() -> None:
+    cancelling = a_task(TaskState.CANCELLING)
+    assert order_of(RUN, cancelling.model_copy(update={"stop_by": 0.5})) is Order.SAVE_AND_STOP
+    assert order_of(RUN, cancelling.model_copy(update={"stop_by": NO_TIME})) is Order.GIVEN_UP
 
 
 async def test_a_training_goes_on_while_the_store_is_away_until_its_lease_is_over(

@@ -10,6 +10,7 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import TaskKind
 from dbserve.contracts.snapshot import JobOutline
 from dbserve.contracts.status import (
+    NO_TIME,
     Abandoned,
     CancelRequested,
     Crashed,
@@ -206,6 +207,8 @@ def test_cancel_asks_first_kills_after_its_grace_and_confirms_last() -> None:
     assert decided([cancelling], [run]) == [], "it saves its last checkpoint"
     assert decided([cancelling], [run], now=NOW + 2) == [Stop(run, task)]
     assert decided([cancelling]) == [Bury(task, Stopped(run=run))]
+    forced = a_job(intent=Intent.CANCEL, block_0={"state": TaskState.CANCELLING, "stop_by": NO_TIME, "pid": 7}, **REST)
+    assert decided([forced], [run]) == [Stop(run, forced.tasks["block-0"])]
 
 
 @pytest.mark.parametrize("state", [TaskState.LAUNCHED, TaskState.RUNNING])
