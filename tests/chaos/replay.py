@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pydantic import TypeAdapter
 
 from dbserve.contracts.status import (
+    NO_TIME,
     TERMINAL,
     TERMINAL_JOB,
     CancelRequested,
@@ -119,7 +120,7 @@ class Replay:
         self.intent = Intent.CANCEL
         waiting = {TaskState.PENDING, TaskState.PAUSED}
         for name, task in self._in({*TaskState} - TERMINAL if force else waiting):
-            self.tasks[name] = advance(task, CancelRequested(run=task.run, at=at, stop_by=at))
+            self.tasks[name] = advance(task, CancelRequested(run=task.run, at=at, stop_by=NO_TIME))
 
     def _of_a_task(self, event: LoggedEvent) -> None:
         if event.task not in self.tasks or event.attempt is None:
