@@ -179,6 +179,10 @@ class StoreUnavailable(DbserveError):
     code = "store_unavailable"
 
 
+class StoreSilent(StoreUnavailable):
+    """Redis was asked and has not answered in time."""
+
+
 class ClusterUnavailable(DbserveError):
     """Ray does not answer."""
 

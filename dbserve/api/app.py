@@ -37,15 +37,16 @@ def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
         with suppress(StorageError):  # /readyz tells when it cannot be made
             open_artefacts(settings.artifacts).prepare()
         try:
-            await services.store.schema.upgrade()
-            await services.store.ping()
+            await services.opened.schema.upgrade()
+            await services.opened.ping()
         except StoreUnavailable as away:
             log.warning("starting without Redis; requests are answered with 503 until it is there: %s", away)
         try:
             yield
         finally:
+            await services.outage.aclose()
             if store is None:
-                await services.store.aclose()
+                await services.opened.aclose()
 
     app = _Api(
         title="dbserve",

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 
 from dbserve.api.fanout import Fanout
+from dbserve.api.outage import Outage
 from dbserve.api.readiness import ArtefactProbe
 from dbserve.api.submission import Plans
 from dbserve.errors import JobNotFound, ModelNotFound
@@ -21,9 +22,15 @@ _ID = re.compile(r"[A-Za-z0-9]{1,64}")  # ids become parts of storage keys and o
 @dataclass(frozen=True)
 class Services:
     settings: Settings
-    store: JobStore
+    opened: JobStore  # for what has to wait for Redis however long it takes
     http: HttpMetrics = field(default_factory=HttpMetrics)
     work: WorkDone = field(default_factory=WorkDone)
+
+    @property
+    def store(self) -> JobStore:
+        """Raises StoreUnavailable while Redis is known to hang."""
+        self.outage.refuse()
+        return self.opened
 
     @cached_property
     def plans(self) -> Plans:
@@ -34,9 +41,13 @@ class Services:
         return ArtefactProbe(self.settings.artifacts)
 
     @cached_property
+    def outage(self) -> Outage:
+        return Outage(self.opened)
+
+    @cached_property
     def fanout(self) -> Fanout:
         """Of this process, whose event loop it needs: made with the first stream."""
-        return Fanout(self.store)
+        return Fanout(self.opened)
 
 
 # async although nothing is awaited: plain functions would be handed to a thread, at more cost than they have themselves

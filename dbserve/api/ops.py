@@ -8,7 +8,7 @@ from dbserve.api.auth import require_key
 from dbserve.api.context import Services, With
 from dbserve.api.problems import problems
 from dbserve.contracts.views import HealthView, ReadinessView
-from dbserve.errors import StoreUnavailable
+from dbserve.errors import StoreSilent, StoreUnavailable
 from dbserve.metrics import render
 
 router = APIRouter(tags=["operations"])
@@ -32,6 +32,9 @@ async def readyz(services: With) -> Response:
 async def _redis(services: Services) -> str | None:
     try:
         await services.store.ping()
+    except StoreSilent as silent:
+        services.outage.begin(silent)
+        return str(silent)
     except StoreUnavailable as away:
         return str(away)
     return None

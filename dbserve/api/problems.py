@@ -31,6 +31,7 @@ from dbserve.errors import (
     ReportNotReady,
     SpecInvalid,
     StaleRun,
+    StoreSilent,
     StoreUnavailable,
 )
 from dbserve.plaintree import pointer
@@ -110,6 +111,12 @@ def explained(request: Request, error: DbserveError) -> Response:
     return problem_response(request, status, error.code, title, str(error), errors=errors, headers=headers)
 
 
+async def in_vain(request: Request, error: StoreSilent) -> Response:
+    """One request has waited for Redis; those that come after it need not."""
+    request.app.state.services.outage.begin(error)
+    return explained(request, error)
+
+
 def unexpected(request: Request, error: Exception) -> Response:
     """A mistake of ours: the log has the story, the answer has the id to find it by."""
     request_id = request.scope.get("state", {}).get("request_id", "")
@@ -148,6 +155,7 @@ def install(app: FastAPI) -> None:
     """Make every expected exception a problem. What is left over is caught by the outermost middleware."""
     handlers: dict[Any, Any] = {
         DbserveError: explained,
+        StoreSilent: in_vain,
         HTTPException: from_http,
         RequestValidationError: invalid_parameters,
     }

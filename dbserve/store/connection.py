@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from dbserve.contracts.status import Intent, JobRecord, Task
-from dbserve.errors import ConfigInvalid, JobNotFound, StoreUnavailable
+from dbserve.errors import ConfigInvalid, JobNotFound, StoreSilent, StoreUnavailable
 from dbserve.store import keys
 from dbserve.store.scripts import READ_JOB
 
@@ -57,7 +57,9 @@ async def reaching_redis() -> AsyncGenerator[None]:
         yield
     except WatchError:
         raise
-    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+    except RedisTimeoutError as error:
+        raise StoreSilent(f"Redis does not answer: {error}") from error
+    except (RedisConnectionError, OSError) as error:
         raise StoreUnavailable(f"Redis does not answer: {error}") from error
     except RedisError as error:
         raise StoreUnavailable(f"Redis refused: {error}") from error

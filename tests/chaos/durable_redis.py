@@ -1,8 +1,10 @@
 """A Redis as `dbserve up` starts it, which a test may kill: what it had acknowledged is there when it is back."""
 
 import contextlib
+import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import redis as redis_sync
@@ -48,6 +50,16 @@ class DurableRedis:
         self._server.kill()
         self._server.wait(10)
         self.socket.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """SIGSTOP: connections stay open, and nothing is answered."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._server.send_signal(signal.SIGCONT)
 
     def empty(self) -> None:
         self.client.flushall()  # pyright: ignore[reportUnknownMemberType]

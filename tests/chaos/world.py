@@ -17,6 +17,8 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import TRAINED, JobPlan
 from dbserve.contracts.snapshot import JobOutline
 from dbserve.contracts.status import (
+    HELD,
+    STOPPING,
     Checkpointed,
     CheckpointFailed,
     CheckpointRef,
@@ -295,11 +297,13 @@ class World:
         progress = Progress(run=one.run, step=one.step, total=20, heartbeat_at=1.0)
         try:
             task = self.wait(self._own.record_progress(progress))
-            order = order_of(one.run, task)
+            order, counts = order_of(one.run, task), task.run == one.run and task.state in HELD | STOPPING
         except JobNotFound:
-            order = Order.GIVEN_UP
-        if order is Order.GIVEN_UP:
+            order, counts = Order.GIVEN_UP, False
+        if not counts:
             assert self.bytes_of(one.run.job_id) == before, f"{one.run} counts no more, and wrote"
+            assert order is Order.GIVEN_UP
+        if order is Order.GIVEN_UP:
             one.alive = False
             return
         one.heard_at = self.clock.monotonic()

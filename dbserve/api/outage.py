@@ -1,0 +1,45 @@
+"""A Redis that hangs is waited for once: until it answers again, requests are refused at once."""
+
+import asyncio
+
+from dbserve.errors import StoreUnavailable
+from dbserve.store import JobStore
+
+PROBE_SECONDS = 0.25  # between one question in vain and the next
+
+
+class Outage:
+    """Begins when a request has waited for Redis in vain; ends when Redis answers a probe."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._why = ""
+        self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def lasts(self) -> bool:
+        return self._probing is not None and not self._probing.done()
+
+    def refuse(self) -> None:
+        """Raises StoreUnavailable while it lasts."""
+        if self.lasts:
+            raise StoreUnavailable(self._why)
+
+    def begin(self, why: StoreUnavailable) -> None:
+        """Called in the event loop, by every request that waited in vain; one probe is under way."""
+        if not self.lasts:
+            self._why = str(why)
+            self._probing = asyncio.create_task(self._until_it_answers())
+
+    async def _until_it_answers(self) -> None:
+        while True:
+            try:
+                return await self._store.ping()
+            except StoreUnavailable as away:
+                self._why = str(away)
+                await asyncio.sleep(PROBE_SECONDS)
+
+    async def aclose(self) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.wait({self._probing})
