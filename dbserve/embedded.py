@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import ipaddress
 import os
 import secrets
 import shutil
@@ -23,7 +22,7 @@ import httpx
 from dbserve.artefacts import open_artefacts
 from dbserve.errors import StartupRefused
 from dbserve.processes import STOP_SECONDS, Child, wait_until_ready, watch
-from dbserve.settings import Settings
+from dbserve.settings import Settings, refuse_open_door
 from workers.allocation import KEEPING_FREED_MEMORY
 
 LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
@@ -54,16 +53,6 @@ def redis_server_binary() -> Path:
     )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server bound to `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class _Interrupted(Exception):
     """SIGTERM or SIGINT came."""
 
@@ -86,8 +75,7 @@ def serve_embedded(
     Raises:
         StartupRefused: a public bind without an API key, a port or data directory in use, a program that won't start.
     """
-    if not is_loopback(settings.host) and settings.api_key is None:
-        raise StartupRefused(f"binding {settings.host} would open the service to the network: set DBSERVE_API_KEY")
+    refuse_open_door(settings)
     data_dir = data_dir.expanduser().absolute()
     port = _free_port(settings.host, settings.port)
     with _only_one(data_dir) as lock, _signals_raise() as hurried, contextlib.ExitStack() as stack:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from workers.lease import Lease
 from workers.logs import LogBuffer
 from workers.presence import birth
 from workers.pulse import Interrupted, Pulse, patiently
+from workers.termination import Termination
 from workers.watchdog import end_when_wedged, end_with_parent
 
 log = logging.getLogger("dbserve.worker")
@@ -48,11 +48,12 @@ class WorkerConfig:
 class BlockWorker:
     """One attempt at one task, from Started to Finished or Crashed."""
 
-    def __init__(self, run: Run, config: WorkerConfig, cpus: float, gpus: float) -> None:
+    def __init__(self, run: Run, config: WorkerConfig, cpus: float, gpus: float, *, termination: Termination) -> None:
         self._run = run
         self._config = config
         self._cpus = cpus
         self._gpus = gpus
+        self._termination = termination
         self._store = JobStore.from_url(config.redis_url)
         self._artefacts = open_artefacts(config.artifacts)
         self._logs = LogBuffer()
@@ -90,7 +91,7 @@ class BlockWorker:
         lease = Lease(self._config.lease_seconds)
         batch_size = spec.training.batch_size * node.workers
         pulse = Pulse(self._store, run, steps=node.steps, batch_size=batch_size, lease=lease, logs=self._logs)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, pulse.preempt)
+        self._termination.hand_over(pulse.preempt)
         end_when_wedged(lambda: pulse.beats, lease)
         task = await patiently(lambda: self._store.apply(self._started()))
         failpoint("actor.started")
@@ -258,19 +259,20 @@ class BlockActor:
 
     def __init__(self, run: str, config: WorkerConfig, cpus: float, gpus: float) -> None:
         self._arguments = (Run.model_validate_json(run), config, cpus, gpus)
+        self._termination = Termination()
 
     def work(self) -> None:
         """Asked again, by a reconciler that cannot know whether the first asking arrived, it just goes on: the second
         call waits behind the first, at whose end the process is gone."""
         end_with_parent()
         try:
-            asyncio.run(_work(*self._arguments))
+            asyncio.run(_work(*self._arguments, self._termination))
         finally:  # a worker that stayed would look as if it worked
             ray.actor.exit_actor()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-async def _work(run: Run, config: WorkerConfig, cpus: float, gpus: float) -> None:
-    await BlockWorker(run, config, cpus, gpus).work()
+async def _work(run: Run, config: WorkerConfig, cpus: float, gpus: float, termination: Termination) -> None:
+    await BlockWorker(run, config, cpus, gpus, termination=termination).work()
 
 
 def _final(task: Task) -> CheckpointRef:

@@ -11,6 +11,7 @@ from dbserve.contracts.status import Run, Started
 from dbserve.failpoints import VARIABLE
 from workers.actor import BlockWorker, WorkerConfig
 from workers.presence import birth
+from workers.termination import Termination
 
 
 class RaylessWorker(BlockWorker):
@@ -33,4 +34,5 @@ def start(run: Run, redis_url: str, location: str, cache_dir: Path, *, failpoint
 
 def _work(run: str, config: WorkerConfig, failpoints: str) -> None:
     os.environ[VARIABLE] = failpoints
-    asyncio.run(RaylessWorker(Run.model_validate_json(run), config, cpus=1.0, gpus=0.0).work())
+    worker = RaylessWorker(Run.model_validate_json(run), config, cpus=1.0, gpus=0.0, termination=Termination())
+    asyncio.run(worker.work())
