@@ -180,7 +180,10 @@ class StoreUnavailable(DbserveError):
 
 
 class StoreSilent(StoreUnavailable):
-    """Redis was asked and has not answered in time."""
+    """Redis does not answer.
+
+    It was asked, and has not answered in time: who asks again waits again.
+    """
 
 
 class ClusterUnavailable(DbserveError):

@@ -8,6 +8,7 @@ from dbserve.contracts.snapshot import Standing
 from dbserve.contracts.status import (
     HELD,
     HOPELESS,
+    NO_TIME,
     OUT_OF_MEMORY,
     TERMINAL,
     Abandoned,
@@ -95,7 +96,9 @@ def advance(task: Task, event: TaskEvent) -> Task:
         case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Restored() as event):
             lost = {ref.path for ref in event.lost}
             return _changed(task, checkpoints=tuple(ref for ref in task.checkpoints if ref.path not in lost))
-        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Checkpointed() as event):
+        case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), Checkpointed() as event) if (
+            task.stop_by != NO_TIME
+        ):
             return _changed(task, checkpoints=_with(task.checkpoints, event), failed_saves=0, failed_save=None)
         case ((TaskState.RUNNING | TaskState.PAUSING | TaskState.CANCELLING), CheckpointFailed() as event):
             again = event.step == task.failed_save

@@ -50,6 +50,9 @@ async def metrics(request: Request, services: With) -> Response:
     """Prometheus exposition. With Redis away, what this process counts is still told, and dbserve_redis_up is 0."""
     try:
         snapshots = await services.store.recent()
+    except StoreSilent as silent:
+        services.outage.begin(silent)
+        snapshots = None
     except StoreUnavailable:
         snapshots = None
     body, media_type = render(request.headers.get("accept", ""), services.http, services.work, snapshots)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from dbserve.errors import StoreUnavailable
+from dbserve.errors import StoreSilent, StoreUnavailable
 from dbserve.store import JobStore
 
 PROBE_SECONDS = 0.25  # between one question in vain and the next
@@ -25,7 +25,7 @@ class Outage:
         if self.lasts:
             raise StoreUnavailable(self._why)
 
-    def begin(self, why: StoreUnavailable) -> None:
+    def begin(self, why: StoreSilent) -> None:
         """Called in the event loop, by every request that waited in vain; one probe is under way."""
         if not self.lasts:
             self._why = str(why)
@@ -35,9 +35,11 @@ class Outage:
         while True:
             try:
                 return await self._store.ping()
-            except StoreUnavailable as away:
-                self._why = str(away)
+            except StoreSilent as silent:
+                self._why = str(silent)
                 await asyncio.sleep(PROBE_SECONDS)
+            except StoreUnavailable:
+                return None  # refused, which is an answer: a full Redis still reads
 
     async def aclose(self) -> None:
         if self._probing is not None:

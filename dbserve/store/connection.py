@@ -57,10 +57,10 @@ async def reaching_redis() -> AsyncGenerator[None]:
         yield
     except WatchError:
         raise
-    except RedisTimeoutError as error:
-        raise StoreSilent(f"Redis does not answer: {error}") from error
-    except (RedisConnectionError, OSError) as error:
-        raise StoreUnavailable(f"Redis does not answer: {error}") from error
+    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+        timed_out = isinstance(error, RedisTimeoutError) or isinstance(error.__cause__, RedisTimeoutError)
+        kind = StoreSilent if timed_out else StoreUnavailable  # the cause: of a connection that was being made
+        raise kind(f"Redis does not answer: {error}") from error
     except RedisError as error:
         raise StoreUnavailable(f"Redis refused: {error}") from error
 

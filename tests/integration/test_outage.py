@@ -74,7 +74,20 @@ async def test_one_that_is_refused_is_no_reason_to_refuse_all(
     assert (await http.get(path)).status_code == 200
 
 
-async def test_probes_in_vain_keep_the_door_closed_and_the_application_still_ends(
+async def test_a_redis_that_answers_with_a_refusal_is_back(
+    http: httpx.AsyncClient, store: JobStore, redis: DurableRedis
+) -> None:
+    path = f"/v1/jobs/{await submitted(store)}"
+    redis.client.config_set("maxmemory", "1")  # pyright: ignore[reportUnknownMemberType]
+    with redis.stopped():
+        assert (await http.get(path)).status_code == 503
+    deadline = time.monotonic() + 20
+    while (await http.get(path)).status_code != 200:
+        assert time.monotonic() < deadline, "what it can do it is asked to do"
+        await asyncio.sleep(0.02)
+
+
+async def test_probes_in_vain_keep_the_door_closed(
     http: httpx.AsyncClient, redis: DurableRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed = 0

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from dbserve.contracts.job import RetrySpec
 from dbserve.contracts.plan import TaskKind
 from dbserve.contracts.status import (
+    NO_TIME,
     TERMINAL,
     Abandoned,
     CancelRequested,
@@ -188,6 +189,14 @@ def test_a_cancel_that_is_asked_for_again_may_only_come_sooner() -> None:
     forced = advance(task, CANCEL.model_copy(update={"stop_by": 4.0}))
     assert (task.stop_by, forced.stop_by) == (34.0, 4.0)
     assert advance(forced, CANCEL).stop_by == 4.0
+
+
+def test_one_that_is_left_no_time_saves_nothing_that_counts() -> None:
+    cancelling = advance(a_task(R), CANCEL)
+    assert advance(cancelling, CHECKPOINTED).checkpoints != ()
+    forced = advance(cancelling, CANCEL.model_copy(update={"stop_by": NO_TIME}))
+    with pytest.raises(IllegalTransition):
+        advance(forced, CHECKPOINTED)
 
 
 @pytest.mark.parametrize("state", [P, D, R])

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +24,22 @@ async def test_one_that_came_before_anybody_could_stop_is_told_when_somebody_can
     os.kill(os.getpid(), signal.SIGTERM)
     termination.hand_over(stopped.set)
     assert stopped.is_set()
+
+
+def test_a_process_that_never_has_anybody_to_tell_ends_all_the_same() -> None:
+    code = """
+import signal, time
+from workers import termination
+termination.TOLD_WITHIN_SECONDS = 0.05
+made = termination.Termination()
+print("made", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "made\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
 
 
 async def test_one_that_comes_later_is_told_then() -> None:
