@@ -9,6 +9,7 @@ import uuid
 from typing import Protocol
 
 from dbserve.artefacts import Artefacts, job_directory, open_artefacts
+from dbserve.cancellation import end
 from dbserve.contracts.cluster import Capacity, Presence, Resources
 from dbserve.contracts.status import HELD, Crashed, Launched, Reason, Run, Stopped, Task
 from dbserve.errors import ClusterUnavailable, DbserveError, IllegalTransition, JobNotFound, StaleRun
@@ -66,7 +67,7 @@ class Reconciler:
         try:
             await self._tick_until(stopping)
         finally:
-            tidying.cancel()
+            await end(tidying)
         await self._store.lease.drop(self._holder)
 
     async def _tick_until(self, stopping: asyncio.Event) -> None:

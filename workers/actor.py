@@ -16,6 +16,7 @@ from typing import NoReturn
 import ray
 
 from dbserve.artefacts import model_directory, open_artefacts
+from dbserve.cancellation import end
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import TRAINED, JobPlan, TaskKind
 from dbserve.contracts.snapshot import ModelRecord
@@ -114,9 +115,7 @@ class BlockWorker:
             log.warning("stopped without a last checkpoint: %s", unsaved)
             await self._tell_preempted(f"SIGTERM: no last checkpoint ({one_line(unsaved)})")
         finally:
-            for other in (cut_short, heart):
-                other.cancel()
-            await asyncio.gather(cut_short, heart, return_exceptions=True)
+            await end(cut_short, heart)
 
     async def _work_at(self, task: Task, spec: JobSpec, plan: JobPlan, pulse: Pulse) -> None:
         match task.kind:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from dbserve.cancellation import end
 from dbserve.errors import StoreSilent, StoreUnavailable
 from dbserve.store import JobStore
 
@@ -43,5 +44,4 @@ class Outage:
 
     async def aclose(self) -> None:
         if self._probing is not None:
-            self._probing.cancel()
-            await asyncio.wait({self._probing})
+            await end(self._probing)
