@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -152,11 +152,12 @@ def plan_or_refusal(spec: JobSpec, facts: DataFacts) -> JobPlan | ConfigInvalid:
 
 def check(plan: JobPlan) -> None:
     """What every plan is, whatever was asked for."""
-    edges, cut = plan.contract.edges, plan.contract.layers
+    edges, cut, depth = plan.contract.edges, plan.contract.layers, cast(int, plan.contract.options["depth"])
+    assert plan.end_to_end.layers[1] >= depth, "unrolled, a recurrent network has its core's layers several times"
     assert len(edges) == len(cut) + 1 == len(plan.blocks) + 1
     assert all(high > low > 0 for high, low in pairwise(edges))
     assert (edges[0], edges[-1]) == (plan.contract.sigma_max, plan.contract.sigma_min)
-    assert [layer for start, stop in cut for layer in range(start, stop)] == [*range(plan.end_to_end.layers[1])]
+    assert [layer for start, stop in cut for layer in range(start, stop)] == [*range(depth)]
     for block in plan.blocks:
         assert block_of(block.sigma_max, edges) == block.index
         low, high = block.train_sigma_min, block.train_sigma_max
@@ -178,8 +179,19 @@ def check(plan: JobPlan) -> None:
     assert JobPlan.model_validate_json(plan.model_dump_json()) == plan
 
 
+UNROLLED = {
+    "name": "any",
+    "architecture": {"kind": "recurrent", "options": {"depth": 4}},
+    "data": {"uri": "anywhere"},
+    "blocks": {"count": 1},
+    "training": {"steps": 1, "batch_size": 1},
+    "evaluation": {"baselines": []},
+}
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(documents(), st.integers(0, 20))
+@example(UNROLLED, 0)
 def test_a_job_is_planned_whole_or_refused_at_a_key_that_exists(document: dict[str, Any], chance: int) -> None:
     try:
         spec = JobSpec.model_validate(document)
