@@ -8,7 +8,7 @@ from dbserve.api.auth import require_key
 from dbserve.api.context import Services, With
 from dbserve.api.problems import problems
 from dbserve.contracts.views import HealthView, ReadinessView
-from dbserve.errors import StoreSilent, StoreUnavailable
+from dbserve.errors import StoreUnavailable
 from dbserve.metrics import render
 
 router = APIRouter(tags=["operations"])
@@ -31,10 +31,8 @@ async def readyz(services: With) -> Response:
 
 async def _redis(services: Services) -> str | None:
     try:
-        await services.store.ping()
-    except StoreSilent as silent:
-        services.outage.begin(silent)
-        return str(silent)
+        with services.outage.noticing():
+            await services.store.ping()
     except StoreUnavailable as away:
         return str(away)
     return None
@@ -49,10 +47,8 @@ async def _redis(services: Services) -> str | None:
 async def metrics(request: Request, services: With) -> Response:
     """Prometheus exposition. With Redis away, what this process counts is still told, and dbserve_redis_up is 0."""
     try:
-        snapshots = await services.store.recent()
-    except StoreSilent as silent:
-        services.outage.begin(silent)
-        snapshots = None
+        with services.outage.noticing():
+            snapshots = await services.store.recent()
     except StoreUnavailable:
         snapshots = None
     body, media_type = render(request.headers.get("accept", ""), services.http, services.work, snapshots)

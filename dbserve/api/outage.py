@@ -1,6 +1,8 @@
 """A Redis that hangs is waited for once: until it answers again, requests are refused at once."""
 
 import asyncio
+import contextlib
+from collections.abc import Generator
 
 from dbserve.cancellation import end
 from dbserve.errors import StoreSilent, StoreUnavailable
@@ -25,6 +27,15 @@ class Outage:
         """Raises StoreUnavailable while it lasts."""
         if self.lasts:
             raise StoreUnavailable(self._why)
+
+    @contextlib.contextmanager
+    def noticing(self) -> Generator[None]:
+        """For who answers, rather than raises, when the store is away."""
+        try:
+            yield
+        except StoreSilent as silent:
+            self.begin(silent)
+            raise
 
     def begin(self, why: StoreSilent) -> None:
         """Called in the event loop, by every request that waited in vain; one probe is under way."""

@@ -17,8 +17,9 @@ START_SECONDS = 20.0
 class DurableRedis:
     """One server on a socket in `directory`, with its append-only file beside it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str, port: int = 0) -> None:
         self._directory = directory
+        self._options = ("--port", str(port), *options)
         self.socket = directory / "redis.sock"
         self.client = redis_sync.Redis(unix_socket_path=str(self.socket), decode_responses=True)
         self._server: subprocess.Popen[bytes] | None = None
@@ -31,7 +32,8 @@ class DurableRedis:
         self._server = subprocess.Popen(
             [
                 str(redis_server_binary()),
-                *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self._directory)),
+                *self._options,
+                *("--unixsocket", str(self.socket), "--dir", str(self._directory)),
                 *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
             ],
             stdout=subprocess.DEVNULL,

@@ -3,15 +3,12 @@
 import asyncio
 import contextlib
 import socket
-import subprocess
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis as redis_sync
 
 from dbserve.contracts.status import (
     HELD,
@@ -23,92 +20,73 @@ from dbserve.contracts.status import (
     Run,
     Started,
 )
-from dbserve.embedded import redis_server_binary
 from dbserve.errors import JobNotFound, StaleRun
 from dbserve.store import JobStore
+from tests.chaos.durable_redis import DurableRedis
 from tests.integration.serving import start, submitted
 from tests.integration.test_reconciling import RememberingCluster, reconciler_of
 from workers.pulse import Order, order_of
 
 
-@dataclass(frozen=True)
-class Server:
-    port: int
-    client: Any  # redis_sync.Redis, of whose commands pyright knows little
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 @contextlib.contextmanager
-def server(directory: Path, *extra: str) -> Generator[Server]:
+def started(directory: Path, *options: str, port: int) -> Generator[DurableRedis]:
     directory.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            str(redis_server_binary()),
-            *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", ""),
-            *("--maxmemory-policy", "noeviction", "--repl-diskless-sync-delay", "0", *extra),
-        ],
-        stdout=subprocess.DEVNULL,
-    )
-    client = redis_sync.Redis(port=port, decode_responses=True)
+    server = DurableRedis(directory, "--repl-diskless-sync-delay", "0", *options, port=port)
+    server.start()
     try:
-        _wait(lambda: _answers(client), "redis-server answers")
-        yield Server(port, client)
+        yield server
     finally:
-        client.close()
-        process.kill()
-        process.wait(10)
-
-
-def _answers(client: Any) -> bool:
-    with contextlib.suppress(redis_sync.ConnectionError):
-        return bool(client.ping())
-    return False
-
-
-def _wait(holds: Any, what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline, f"not within 20 s: {what}"
-        time.sleep(0.02)
+        server.stop()
 
 
 @pytest.fixture
-def primary(tmp_path: Path) -> Iterator[Server]:
-    with server(tmp_path / "primary") as started:
-        yield started
+def port() -> int:
+    return free_port()
 
 
 @pytest.fixture
-def replica(tmp_path: Path, primary: Server) -> Iterator[Server]:
-    with server(tmp_path / "replica", "--replicaof", "127.0.0.1", str(primary.port)) as started:
-        _wait(lambda: started.client.info("replication")["master_link_status"] == "up", "the replica follows")
-        yield started
+def primary(tmp_path: Path, port: int) -> Iterator[DurableRedis]:
+    with started(tmp_path / "primary", port=port) as server:
+        yield server
 
 
 @pytest.fixture
-async def before(primary: Server) -> AsyncIterator[JobStore]:
+def replica(tmp_path: Path, primary: DurableRedis, port: int) -> Iterator[DurableRedis]:
+    with started(tmp_path / "replica", "--replicaof", "127.0.0.1", str(port), port=free_port()) as server:
+        client: Any = server.client  # of whose commands pyright knows little
+        deadline = time.monotonic() + 20
+        while client.info("replication")["master_link_status"] != "up":
+            assert time.monotonic() < deadline, "the replica does not follow"
+            time.sleep(0.02)
+        yield server
+
+
+@pytest.fixture
+async def before(primary: DurableRedis) -> AsyncIterator[JobStore]:
     opened = JobStore.from_url(primary.url)
     yield opened
     await opened.aclose()
 
 
 @pytest.fixture
-async def after(replica: Server) -> AsyncIterator[JobStore]:
+async def after(replica: DurableRedis) -> AsyncIterator[JobStore]:
     opened = JobStore.from_url(replica.url)
     yield opened
     await opened.aclose()
 
 
-def promote(replica: Server, primary: Server) -> None:
+def promote(replica: DurableRedis, primary: DurableRedis) -> None:
     """The replica knows all that was written so far, and nothing of what is written from here on."""
-    primary.client.set("last", "written")  # WAIT speaks of what its own connection wrote last
-    assert primary.client.wait(1, 20_000) == 1
-    replica.client.replicaof("no", "one")
+    old: Any = primary.client
+    new: Any = replica.client
+    old.set("last", "written")  # WAIT speaks of what its own connection wrote last
+    assert old.wait(1, 20_000) == 1
+    new.replicaof("no", "one")
 
 
 async def commit(store: JobStore, run: Run, step: int) -> CheckpointRef:
@@ -123,7 +101,7 @@ def progress(run: Run) -> Progress:
 
 
 async def test_an_attempt_that_the_replica_does_not_know_is_refused_and_the_job_goes_on_from_what_it_knows(
-    before: JobStore, after: JobStore, primary: Server, replica: Server, tmp_path: Path
+    before: JobStore, after: JobStore, primary: DurableRedis, replica: DurableRedis, tmp_path: Path
 ) -> None:
     job_id = await submitted(before)
     first, sibling = await start(before, job_id, "block-0"), await start(before, job_id, "block-1")
@@ -152,7 +130,7 @@ async def test_an_attempt_that_the_replica_does_not_know_is_refused_and_the_job_
 
 
 async def test_a_job_accepted_after_the_last_replicated_write_is_not_known_and_those_before_it_are(
-    before: JobStore, after: JobStore, primary: Server, replica: Server
+    before: JobStore, after: JobStore, primary: DurableRedis, replica: DurableRedis
 ) -> None:
     kept = await submitted(before)
     promote(replica, primary)

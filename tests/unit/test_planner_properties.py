@@ -150,10 +150,18 @@ def plan_or_refusal(spec: JobSpec, facts: DataFacts) -> JobPlan | ConfigInvalid:
         return refusal
 
 
+def unrolled(plan: JobPlan) -> int:
+    """Layers end to end: of a recurrent network, its core's as often as it takes steps."""
+    options = cast(dict[str, int], plan.contract.options)
+    if plan.contract.architecture != "recurrent":
+        return options["depth"]
+    return options["prelude"] + options["steps"] * options["core"] + options["coda"]
+
+
 def check(plan: JobPlan) -> None:
     """What every plan is, whatever was asked for."""
     edges, cut, depth = plan.contract.edges, plan.contract.layers, cast(int, plan.contract.options["depth"])
-    assert plan.end_to_end.layers[1] >= depth, "unrolled, a recurrent network has its core's layers several times"
+    assert plan.end_to_end.layers[1] == unrolled(plan)
     assert len(edges) == len(cut) + 1 == len(plan.blocks) + 1
     assert all(high > low > 0 for high, low in pairwise(edges))
     assert (edges[0], edges[-1]) == (plan.contract.sigma_max, plan.contract.sigma_min)
