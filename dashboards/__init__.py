@@ -1,0 +1,1 @@
+"""Grafana dashboards as code: one module a dashboard, its JSON beside it, written by `make dashboards`."""
