@@ -58,6 +58,7 @@ class RayCluster:
             artifacts=settings.artifacts,
             cache_dir=settings.cache_dir,
             lease_seconds=settings.lease_seconds,
+            otlp_endpoint=settings.otlp_endpoint,
         )
         return cls(identity, config)
 

@@ -83,6 +83,37 @@ class ArchitectureNotFound(DbserveError):
     code = "architecture_not_found"
 
 
+class WebhookNotFound(DbserveError):
+    """No webhook with this id is known."""
+
+    code = "webhook_not_found"
+
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(f"webhook {webhook_id!r} is not known")
+        self.webhook_id = webhook_id
+
+
+class WebhookInvalid(SpecInvalid):
+    """The webhook cannot be made as written."""
+
+    code = "webhook_invalid"
+
+
+class AddressRefused(ConfigInvalid):
+    """Nothing is sent to such an address."""
+
+    code = "address_refused"
+
+    def __init__(self, message: str, pointer: str = "/url") -> None:
+        super().__init__(message, pointer)
+
+
+class TooManyWebhooks(DbserveError):
+    """There are as many webhooks as there may be; delete one first."""
+
+    code = "too_many_webhooks"
+
+
 class ReportNotReady(DbserveError):
     """The job has not been evaluated yet."""
 

@@ -27,6 +27,8 @@ FAILPOINTS = frozenset(
         "assembly.files",  # the model's files are visible; its record is not stored
         "evaluation.report",  # the report is stored; Finished is not told
         "giveup.stopped",  # the worker of an attempt given up is confirmed gone; its Crashed is not stored
+        "webhook.claimed",  # a message is claimed; it has not been sent
+        "webhook.answered",  # its receiver has answered; that is not noted
         "stop.killed",  # the worker of a task that is to stop is confirmed gone; Stopped is not stored
     }
 )

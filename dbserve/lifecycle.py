@@ -80,7 +80,13 @@ def advance(task: Task, event: TaskEvent) -> Task:
     match task.state, event:
         case TaskState.PENDING, Launched() as event:
             return _moved(
-                task, TaskState.LAUNCHED, cluster=event.cluster, launched_at=event.at, reason=None, message=None
+                task,
+                TaskState.LAUNCHED,
+                cluster=event.cluster,
+                trace=event.trace,
+                launched_at=event.at,
+                reason=None,
+                message=None,
             )
         case TaskState.LAUNCHED, Started() as event:
             return _moved(

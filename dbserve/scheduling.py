@@ -39,6 +39,7 @@ _CANCELLABLE = HELD | {TaskState.PENDING, TaskState.PAUSED, TaskState.PAUSING}
 class Launch:
     run: Run
     resources: Resources
+    trace: str = ""  # traceparent of the job
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def _launches(scene: Scene) -> Iterator[Action]:
         for task in held:
             free = free.minus(resources_of(task))
             if task.state is TaskState.LAUNCHED and task.run not in scene.asked and task.cluster == scene.cluster:
-                yield Launch(task.run, resources_of(task))
+                yield Launch(task.run, resources_of(task), job.record.trace)
     total = sum(occupied.values())
     for job, task in turns(scene.jobs, by_owner, scene.now):
         resources, limits, most = resources_of(task), scene.limits, job.record.queue.max_concurrent_blocks
@@ -235,7 +236,7 @@ def _launches(scene: Scene) -> Iterator[Action]:
         if _can_never_fit(resources, scene.capacity) is not None:
             continue
         if resources.fits(free):
-            yield Launch(task.run, resources)
+            yield Launch(task.run, resources, job.record.trace)
             jobs_with_workers += not occupied[job.record.id]
             occupied[job.record.id] += 1
             total += 1

@@ -33,6 +33,8 @@ from dbserve.errors import (
     StaleRun,
     StoreSilent,
     StoreUnavailable,
+    TooManyWebhooks,
+    WebhookNotFound,
 )
 from dbserve.plaintree import pointer
 
@@ -49,12 +51,14 @@ _STATUS: Mapping[type[DbserveError], int] = {
     BlockNotFound: 404,
     ModelNotFound: 404,
     ArchitectureNotFound: 404,
+    WebhookNotFound: 404,
     ReportNotReady: 409,
     JobNotTerminal: 409,
     JobTerminal: 409,
     JobNotPaused: 409,
     NothingToRetry: 409,
     QuotaExceeded: 429,
+    TooManyWebhooks: 409,
     IllegalTransition: 409,
     StaleRun: 409,
     EventsGone: 410,

@@ -67,7 +67,31 @@ end
 return found
 """
 
-# A job inside a transaction, and the store's time. KEYS: its tasks, its hash
+# A job inside a transaction, the store's time, and whether there are webhooks. KEYS: its tasks, its hash, the webhooks
 READ_JOB = """
-return {redis.call('HVALS', KEYS[1]), redis.call('HMGET', KEYS[2], 'record', 'intent'), redis.call('TIME')}
+return {
+    redis.call('HVALS', KEYS[1]), redis.call('HMGET', KEYS[2], 'record', 'intent'), redis.call('TIME'),
+    redis.call('EXISTS', KEYS[3])
+}
+"""
+
+# Messages whose next attempt is due; each is put off by a while, after which it is due again unless it was settled.
+# KEYS: of each webhook its due set and its pending messages; ARGV: seconds of that while, of each how many at most
+CLAIM_DELIVERIES = """
+local at = redis.call('TIME')
+local now = at[1] + at[2] / 1e6
+local found = {}
+for place = 1, #KEYS, 2 do
+    local due = redis.call('ZRANGEBYSCORE', KEYS[place], '-inf', now, 'LIMIT', 0, ARGV[(place + 3) / 2])
+    for _, id in ipairs(due) do
+        local raw = redis.call('HGET', KEYS[place + 1], id)
+        if raw then
+            redis.call('ZADD', KEYS[place], now + ARGV[1], id)
+            found[#found + 1] = raw
+        else
+            redis.call('ZREM', KEYS[place], id)
+        end
+    end
+end
+return found
 """

@@ -50,13 +50,13 @@ IN_A_SAVE = [  # of which test_killed_saves looks at each step on its own
     ("checkpoint.manifest", "directory"),
     ("checkpoint.pointer", "directory"),
 ]
+IN_A_DELIVERY = ["webhook.claimed", "webhook.answered"]  # at which test_webhooks looks
 SECONDS = 60.0  # for whatever a test waits for
 
 
 def test_every_failpoint_has_its_test() -> None:
-    assert sorted([*OF_THE_API, *OF_THE_RECONCILER, *(name for name, _ in OF_A_WORKER + IN_A_SAVE)]) == sorted(
-        FAILPOINTS
-    )
+    of_workers = [name for name, _ in OF_A_WORKER + IN_A_SAVE]
+    assert sorted([*OF_THE_API, *OF_THE_RECONCILER, *of_workers, *IN_A_DELIVERY]) == sorted(FAILPOINTS)
 
 
 async def until(what: str, true: Callable[[], Any]) -> Any:

@@ -1,0 +1,140 @@
+"""Webhooks: who is told of what happens, and what became of telling."""
+
+import json
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+
+from dbserve.api.context import Store, With
+from dbserve.api.problems import problems
+from dbserve.contracts.views import Page
+from dbserve.contracts.webhook import (
+    Attempted,
+    AttemptView,
+    NewWebhook,
+    PingView,
+    Webhook,
+    WebhookCreated,
+    WebhookDetail,
+    WebhookView,
+)
+from dbserve.errors import Fault, WebhookInvalid, WebhookNotFound
+from dbserve.plaintree import pointer, read_json
+from dbserve.webhooks.addresses import target_of
+from dbserve.webhooks.posting import Poster, checked_addresses
+from dbserve.webhooks.signing import new_secret, ping_of
+
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+
+_SCHEMA = NewWebhook.model_json_schema(ref_template="#/components/schemas/{model}")
+del _SCHEMA["$defs"]  # the events, which the answers' schemas name too
+
+# As of jobs, the body is read and parsed here: FastAPI's parser lets duplicate keys through and echoes input.
+_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}},
+}
+
+
+async def _asked(request: Request) -> NewWebhook:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "send the webhook as application/json, and say so in Content-Type")
+    tree = read_json(await request.body())
+    try:
+        return NewWebhook.model_validate_json(json.dumps(tree, allow_nan=False))
+    except ValidationError as invalid:
+        found = [
+            _fault(error) for error in invalid.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        # of a list with a bad member it is also said to be too short
+        inside = [fault for fault in found if not any(one.pointer.startswith(fault.pointer + "/") for one in found)]
+        raise WebhookInvalid(inside) from None
+
+
+def _fault(error: ErrorDetails) -> Fault:
+    if error["type"] == "extra_forbidden":
+        return Fault(pointer(*error["loc"]), "unknown_key", "unknown key")
+    return Fault(pointer(*error["loc"]), error["type"], error["msg"].removeprefix("Value error, "))
+
+
+async def _webhook_id(webhook_id: Annotated[str, Path()]) -> str:
+    if not (webhook_id.isascii() and webhook_id.isalnum() and len(webhook_id) <= 64):  # it becomes part of a key
+        raise WebhookNotFound(webhook_id)
+    return webhook_id
+
+
+WebhookId = Annotated[str, Depends(_webhook_id)]
+Asked = Annotated[NewWebhook, Depends(_asked)]
+
+
+@router.post("", status_code=201, openapi_extra=_BODY, responses=problems(409, 413, 415, 422))
+async def create_webhook(asked: Asked, services: With) -> WebhookCreated:
+    """A new receiver. The secret that signs its messages is answered here, and never again."""
+    target = target_of(asked.url)
+    await checked_addresses(target, private_hosts=services.settings.webhook_private_hosts)
+    secret = new_secret() if asked.secret is None else asked.secret.get_secret_value()
+    webhook = Webhook(
+        id=f"w{secrets.token_hex(8)}",
+        url=str(target.url),
+        events=asked.events,
+        description=asked.description,
+        secret=secret,
+        created_at=await services.store.clock(),
+    )
+    await services.store.webhooks.add(webhook)
+    return WebhookCreated(**_view(webhook).model_dump(), secret=secret)
+
+
+@router.get("", responses=problems())
+async def list_webhooks(store: Store) -> Page[WebhookView]:
+    """Every webhook, oldest first."""
+    return Page(data=tuple(map(_view, await store.webhooks.all())))
+
+
+@router.get("/{webhook_id}", responses=problems(404))
+async def show_webhook(webhook_id: WebhookId, store: Store) -> WebhookDetail:
+    """A webhook with its last attempts at a delivery: when, what the receiver said, when the next one is."""
+    webhook = await store.webhooks.get(webhook_id)
+    waiting, attempts = await store.webhooks.attempts(webhook_id)
+    return WebhookDetail(**_view(webhook).model_dump(), waiting=waiting, deliveries=tuple(map(_attempt, attempts)))
+
+
+@router.delete("/{webhook_id}", status_code=204, responses=problems(404))
+async def delete_webhook(webhook_id: WebhookId, store: Store) -> None:
+    """Nothing more is sent, of what is on its way neither."""
+    await store.webhooks.remove(webhook_id)
+
+
+@router.post("/{webhook_id}/test", responses=problems(404))
+async def ping_webhook(webhook_id: WebhookId, services: With) -> PingView:
+    """Sends a `ping`, signed as every message, and answers with what the receiver said. It is not tried again."""
+    webhook = await services.store.webhooks.get(webhook_id)
+    ping = ping_of(webhook, now=time.time())
+    answer = await Poster(private_hosts=services.settings.webhook_private_hosts).post(webhook, ping)
+    return PingView(
+        delivered=answer.accepted,
+        message_id=ping.message_id,
+        code=answer.code,
+        error=answer.error,
+        answer=answer.excerpt,
+    )
+
+
+def _view(webhook: Webhook) -> WebhookView:
+    shown = webhook.model_dump(exclude={"secret", "created_at"})
+    return WebhookView(**shown, created_at=_moment(webhook.created_at))
+
+
+def _attempt(attempted: Attempted) -> AttemptView:
+    shown = attempted.model_dump(exclude={"at", "next_try"})
+    next_try = None if attempted.next_try is None else _moment(attempted.next_try)
+    return AttemptView(**shown, at=_moment(attempted.at), next_try=next_try)
+
+
+def _moment(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)

@@ -1,0 +1,113 @@
+"""One message over the wire, to an address that was checked. Blocks nobody for longer than TIMEOUT_SECONDS."""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import httpx
+
+from dbserve.contracts.webhook import Answer, Delivery, Webhook
+from dbserve.errors import AddressRefused
+from dbserve.webhooks.addresses import Target, refusal, target_of
+from dbserve.webhooks.schedule import retry_after_seconds
+from dbserve.webhooks.signing import headers
+
+TIMEOUT_SECONDS = 10.0  # for all of an attempt: the name, the connection, the answer
+EXCERPT_BYTES = 500
+ADDRESSES_TRIED = 3  # of a host that has several
+RESOLVERS = 16  # threads: a name server that hangs holds up no others of this process
+
+
+async def checked_addresses(target: Target, *, private_hosts: bool) -> Sequence[str]:
+    """The addresses of a host, all of them safe to send to.
+
+    Raises:
+        AddressRefused: one of them is not, or the name has none.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.run_in_executor(_resolvers(), _resolve, target.host.strip("[]"), target.port)
+    except (OSError, UnicodeError):
+        raise AddressRefused("the host's name has no address") from None
+    for address in found:
+        if (why := refusal(address, private_hosts=private_hosts)) is not None:
+            raise AddressRefused(f"the host's address {address} {why}")
+    return found
+
+
+class Poster:
+    """Sends messages. Opens a connection for each: receivers are many, and messages few."""
+
+    def __init__(self, *, private_hosts: bool, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._private_hosts = private_hosts
+        self._timeout = timeout_seconds
+        self._context = ssl.create_default_context()
+
+    async def post(self, webhook: Webhook, delivery: Delivery) -> Answer:
+        """One attempt. What goes wrong is in the answer; nothing is raised."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._post(webhook, delivery)
+        except TimeoutError:
+            return Answer(error=f"no answer within {self._timeout:g} s")
+        except AddressRefused as refused:
+            return Answer(error=str(refused))
+        except (httpx.HTTPError, ssl.SSLError, OSError) as error:
+            return Answer(error=f"{type(error).__name__}: {error}")
+
+    async def _post(self, webhook: Webhook, delivery: Delivery) -> Answer:
+        target = target_of(webhook.url)
+        # The name is resolved once, here, and the very address that was checked is connected to: a name that changes
+        # its mind in between leads nowhere else.
+        addresses = await checked_addresses(target, private_hosts=self._private_hosts)
+        limits = httpx.Timeout(self._timeout)
+        async with httpx.AsyncClient(
+            verify=self._context, timeout=limits, follow_redirects=False, trust_env=False
+        ) as client:
+            for address in addresses[:ADDRESSES_TRIED]:
+                try:
+                    return await self._send(client, target, address, webhook, delivery)
+                except httpx.ConnectError:
+                    if address == addresses[:ADDRESSES_TRIED][-1]:
+                        raise
+        raise AssertionError("unreachable")
+
+    async def _send(
+        self, client: httpx.AsyncClient, target: Target, address: str, webhook: Webhook, delivery: Delivery
+    ) -> Answer:
+        named = target.url.netloc.decode("ascii")
+        request = client.build_request(
+            "POST",
+            target.url.copy_with(host=address),
+            content=delivery.body.encode(),
+            headers={**headers(webhook, delivery, now=time.time()), "host": named},
+            extensions={"sni_hostname": target.host},  # the certificate must be the name's, not the address's
+        )
+        response = await client.send(request, stream=True)
+        try:
+            said = bytearray()
+            async for part in response.aiter_raw(EXCERPT_BYTES):
+                said += part
+                if len(said) >= EXCERPT_BYTES:
+                    break
+        finally:
+            await response.aclose()
+        error = "redirects are not followed" if response.is_redirect else None
+        retry_after = retry_after_seconds(response.headers.get("retry-after"), now=time.time())
+        excerpt = bytes(said[:EXCERPT_BYTES]).decode(errors="replace")
+        return Answer(code=response.status_code, error=error, retry_after=retry_after, excerpt=excerpt)
+
+
+def _resolve(host: str, port: int) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+@lru_cache(maxsize=1)
+def _resolvers() -> ThreadPoolExecutor:
+    """Apart from the event loop's own threads, by which a reconciler looks after its workers."""
+    return ThreadPoolExecutor(max_workers=RESOLVERS, thread_name_prefix="resolve")
