@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     max_running_blocks: int | None = Field(default=None, ge=1, description="tasks that hold workers at the same time")
     max_jobs_per_key: int | None = Field(default=None, ge=1, description="unfinished jobs of one API key")
     log_level: str = Field(default="info", pattern="^(critical|error|warning|info|debug)$")
+    log_format: str = Field(
+        default="auto", pattern="^(auto|json|console)$", description="auto: readable lines on a terminal, else JSON"
+    )
 
     @field_validator("artifacts", mode="before")
     @classmethod

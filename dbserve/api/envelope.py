@@ -1,15 +1,16 @@
-"""What surrounds every request, as plain ASGI: its id, its metrics, the limit of its body, the last catch."""
+"""What surrounds every request, as plain ASGI: its id, its metrics, its log line, its body's limit, the last catch."""
 
 import logging
 import re
-import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
+from dbserve.api.access import Access
 from dbserve.api.problems import from_http, unexpected
 from dbserve.metrics import HttpMetrics
 
@@ -32,26 +33,27 @@ class Envelope:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        began = time.perf_counter()
-        status = 0
+        access = Access(scope)
 
         async def send_marked(message: Message) -> None:
-            nonlocal status
+            access.note(message)
             if message["type"] == "http.response.start":
-                status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
-                self._metrics.observe(scope["method"], _template(scope), status, time.perf_counter() - began)
+                self._metrics.observe(scope["method"], access.route, access.status, access.seconds)
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_marked)
-        except ClientDisconnect:
-            log.info("request %s: the client left before its body was read", request_id)
-        except Exception as error:
-            response = unexpected(Request(scope), error)
-            if status:  # too late to answer otherwise: break the connection, so that the client sees it
-                raise
-            await response(scope, receive, send_marked)
+        with bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_marked)
+            except ClientDisconnect:
+                log.info("request %s: the client left before its body was read", request_id)
+            except Exception as error:
+                response = unexpected(Request(scope), error)
+                if access.status:  # too late to answer otherwise: break the connection, so that the client sees it
+                    raise
+                await response(scope, receive, send_marked)
+            finally:
+                access.tell()
         return None
 
 
@@ -82,8 +84,3 @@ class BodyLimit:
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"the body is larger than {self._limit} bytes", headers={"Connection": "close"})
-
-
-def _template(scope: Scope) -> str:
-    """The route's template, so that ids do not become label values."""
-    return getattr(scope.get("route"), "path", "unmatched")

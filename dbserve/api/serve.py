@@ -1,7 +1,6 @@
 """One process that serves the API."""
 
 import contextlib
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import uvicorn
 from dbserve.api.app import create_app
 from dbserve.errors import StartupRefused
 from dbserve.garbage import collect_less_often
+from dbserve.logs import configure
 from dbserve.settings import Settings, refuse_open_door
 
 GRACE_SECONDS = 5  # for open requests, after SIGTERM
@@ -23,14 +23,19 @@ def serve(settings: Settings, *, announce: Callable[[str], None] = print) -> Non
     Raises StartupRefused: the port is taken, the host is not ours, or it is public and no API key is set.
     """
     refuse_open_door(settings)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure(settings)
     app = create_app(settings)
     collect_less_often()
     with contextlib.closing(_listen(settings.host, settings.port)) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         announce(f"http://{host}:{listener.getsockname()[1]}")
         config = uvicorn.Config(
-            app, log_level=settings.log_level, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False
+            app,
+            log_config=None,  # its lines come as ours do
+            log_level=settings.log_level,
+            access_log=False,  # the envelope says more, and less
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            server_header=False,
         )
         uvicorn.Server(config).run(sockets=[listener])
 

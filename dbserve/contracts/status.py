@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 
 from dbserve.contracts.job import DeadlinesSpec, QueueSpec, RetrySpec
 from dbserve.contracts.plan import TaskKind
@@ -340,6 +340,7 @@ class LogLine(BaseModel, frozen=True):
     attempt: int
     level: str
     message: str
+    fields: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])  # what else the line says
 
 
 class JobRecord(BaseModel, frozen=True):

@@ -177,6 +177,9 @@ class LogView(BaseModel, frozen=True):
     attempt: int
     level: str
     message: str
+    fields: dict[str, JsonValue] = Field(
+        default_factory=dict[str, JsonValue], description="what else the line says; `exception`: a traceback"
+    )
 
 
 class ModelSummary(BaseModel, frozen=True):

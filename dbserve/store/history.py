@@ -2,26 +2,41 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from pydantic import TypeAdapter
+from pydantic import JsonValue, TypeAdapter
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
-from dbserve.contracts.status import TERMINAL_JOB, JobStatus, LoggedEvent, LogLine, Run
+from dbserve.contracts.status import TERMINAL_JOB, JobRecord, JobStatus, LoggedEvent, LogLine, Run
 from dbserve.errors import EventsGone, JobNotFound
+from dbserve.loglines import Level, at_least
 from dbserve.store import keys
 from dbserve.store.connection import reaching_redis, transaction
+from dbserve.store.counters import Counted, observe
 
 EVENTS_KEPT = 10_000  # of one job
 LOG_LINES_KEPT = 20_000  # of one job
 AT_ONCE = 500  # of one look
+LOOK_BACK = 1000  # log lines, of one look from the end
+DOUBT_LOOK = 2000  # log lines of all tasks, among which an attempt's last one is looked for
 
 JOB_CREATED = "job_created"  # the first event of every job: where it is missing, history was trimmed
 JOB_FINISHED = "job_finished"  # the last one, unless the job is tried again
 
 Entry = tuple[str, Mapping[str, str]]
 _FIELDS: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
+_SAID: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
+
+
+class Said(NamedTuple):
+    """A line as a worker hands it over."""
+
+    at: float  # unix seconds
+    level: str
+    message: str
+    fields: Mapping[str, JsonValue] = {}
+    number: int = 0  # of the lines of one attempt, counted from 1; 0: it is not counted
 
 
 def log_event(
@@ -49,12 +64,14 @@ def event_json(
     return json.dumps(entry)
 
 
-def close_if_ended(pipe: Pipeline, job_id: str, status: JobStatus, *, at: float) -> None:
+def close_if_ended(pipe: Pipeline, record: JobRecord, status: JobStatus, *, at: float) -> None:
     """What must be written with the change that ends a job, in the same transaction."""
     if status in TERMINAL_JOB:
+        job_id = record.id
         pipe.hset(keys.job(job_id), "finished_at", repr(at))
         pipe.srem(keys.ACTIVE, job_id)
         pipe.zadd(keys.FINISHED, {job_id: at})
+        observe(pipe, Counted(f"job/{status}"), at - record.created_at)
         log_event(pipe, job_id, "job_finished", status, at=at)
 
 
@@ -117,24 +134,39 @@ class History:
                 del found[job_id]
         return found
 
-    async def append_logs(self, run: Run, lines: Sequence[tuple[float, str, str]]) -> None:
-        """Ships log lines (unix seconds, level, message) of one attempt; those of a deleted job are dropped."""
+    async def append_logs(
+        self, run: Run, lines: Sequence[Said | tuple[float, str, str]], *, in_doubt: bool = False
+    ) -> None:
+        """Ships lines of one attempt; those of a deleted job are dropped. Each is kept whole, or none of them.
+
+        `in_doubt`: an earlier call with some of them ended without an answer. What it wrote is not written again, as
+        far as DOUBT_LOOK lines back; and since both watch the log, it cannot be carried out after this one.
+        """
+        said = [line if isinstance(line, Said) else Said(*line) for line in lines]
+        log = keys.logs(run.job_id)
 
         async def attempt(pipe: Pipeline) -> None:
             if not await pipe.exists(keys.job(run.job_id)):
                 return
+            newest = await _newest_number(pipe, run) if in_doubt else 0
             pipe.multi()
-            for at, level, message in lines:
-                entry = {"at": repr(at), "task": run.task, "attempt": run.attempt, "level": level, "message": message}
-                pipe.xadd(keys.logs(run.job_id), cast(Any, entry), maxlen=LOG_LINES_KEPT)
+            for line in said:
+                if not 0 < line.number <= newest:
+                    pipe.xadd(log, cast(Any, _entry(run, line)), maxlen=LOG_LINES_KEPT)
             await pipe.execute()
 
-        await transaction(self._redis, [keys.job(run.job_id)], attempt)
+        await transaction(self._redis, [keys.job(run.job_id), log], attempt)
 
     async def logs(
-        self, job_id: str, *, task: str | None = None, attempt: int | None = None, tail: int = 1000
+        self,
+        job_id: str,
+        *,
+        task: str | None = None,
+        attempt: int | None = None,
+        level: Level | None = None,
+        tail: int = 1000,
     ) -> list[LogLine]:
-        """The last `tail` lines, oldest first.
+        """The last `tail` lines of `level` and above, oldest first. Reads at most the LOG_LINES_KEPT there are.
 
         Raises:
             JobNotFound
@@ -144,14 +176,17 @@ class History:
         high = "+"
         while len(found) < tail:
             async with reaching_redis():
-                entries = cast(Sequence[Entry], await self._redis.xrevrange(keys.logs(job_id), high, "-", count=1000))
-            lines = [_log_line(entry) for entry in entries]
+                entries = cast(
+                    Sequence[Entry], await self._redis.xrevrange(keys.logs(job_id), high, "-", count=LOOK_BACK)
+                )
             found += [
-                line
-                for line in lines
-                if (task is None or line.task == task) and (attempt is None or line.attempt == attempt)
+                _log_line(entry)
+                for entry in entries
+                if task in (None, entry[1]["task"])
+                and (attempt is None or int(entry[1]["attempt"]) == attempt)
+                and at_least(entry[1]["level"], level)
             ]
-            if len(entries) < 1000:
+            if len(entries) < LOOK_BACK:
                 break
             high = f"({entries[-1][0]}"
         return found[:tail][::-1]
@@ -187,6 +222,30 @@ def _event(entry: Entry) -> LoggedEvent:
     return LoggedEvent.model_validate({"id": event_id, **_FIELDS.validate_json(fields["event"])})
 
 
+def _entry(run: Run, line: Said) -> dict[str, str | int]:
+    """A line as the stream holds it; lines of earlier versions have neither fields nor number."""
+    entry: dict[str, str | int] = {"at": repr(line.at), "task": run.task, "attempt": run.attempt}
+    entry |= {"level": line.level, "message": line.message}
+    if line.fields:
+        entry["fields"] = json.dumps(line.fields)
+    if line.number:
+        entry["number"] = line.number
+    return entry
+
+
+async def _newest_number(pipe: Pipeline, run: Run) -> int:
+    """The number of the last line of an attempt that the log holds; 0: none is found."""
+    entries = cast(Sequence[Entry], await pipe.xrevrange(keys.logs(run.job_id), count=DOUBT_LOOK))
+    return next(
+        (
+            int(fields.get("number", 0))
+            for _, fields in entries
+            if fields["task"] == run.task and int(fields["attempt"]) == run.attempt
+        ),
+        0,
+    )
+
+
 def _log_line(entry: Entry) -> LogLine:
     line_id, fields = entry
     return LogLine(
@@ -196,4 +255,5 @@ def _log_line(entry: Entry) -> LogLine:
         attempt=int(fields["attempt"]),
         level=fields["level"],
         message=fields["message"],
+        fields=_SAID.validate_json(fields["fields"]) if "fields" in fields else {},
     )
