@@ -123,6 +123,7 @@ def serve_embedded(
                 Child("reconciler", [*program, "reconcile"], environment, logs / "reconciler.log", leans_on=ray)
             )
             wait_until_ready(reconciler, lambda: "reconciling on" in reconciler.said())
+            say(f"page        {url}/")
             say(f"API         {url}   (docs: {url}/docs, metrics: {url}/metrics)")
             say(f"Redis       {redis_url}")
             say(f"Ray         {ray_address}")

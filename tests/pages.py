@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-VOID = {"meta", "br", "line", "rect", "circle", "path", "use", "img"}
+VOID = {"meta", "br", "line", "rect", "circle", "path", "use", "img", "link"}
 
 
 class Page(HTMLParser):

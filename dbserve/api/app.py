@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 
 from dbserve import __version__
-from dbserve.api import architectures, events, jobs, models, ops, problems, reports
+from dbserve.api import architectures, events, jobs, live, models, ops, page, problems, reports
 from dbserve.api.auth import require_key
 from dbserve.api.context import Services
 from dbserve.api.envelope import BodyLimit, Envelope
@@ -58,9 +58,10 @@ def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for router in (jobs.router, events.router, reports.router, models.router, architectures.router):
+    for router in (jobs.router, events.router, live.router, reports.router, models.router, architectures.router):
         app.include_router(router, dependencies=[Depends(require_key)])
     app.include_router(ops.router)
+    app.include_router(page.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(Envelope, metrics=services.http)  # added last: the outermost
     return app

@@ -11,6 +11,7 @@ from dbserve.api.fanout import Fanout
 from dbserve.api.outage import Outage
 from dbserve.api.readiness import ArtefactProbe
 from dbserve.api.submission import Plans
+from dbserve.api.watching import LiveViews
 from dbserve.errors import JobNotFound, ModelNotFound
 from dbserve.metrics import HttpMetrics, WorkDone
 from dbserve.settings import Settings
@@ -48,6 +49,11 @@ class Services:
     def fanout(self) -> Fanout:
         """Of this process, whose event loop it needs: made with the first stream."""
         return Fanout(self.opened)
+
+    @cached_property
+    def live(self) -> LiveViews:
+        """The same, of jobs that are watched as they stand."""
+        return LiveViews(self.opened)
 
 
 # async although nothing is awaited: plain functions would be handed to a thread, at more cost than they have themselves

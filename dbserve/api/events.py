@@ -77,7 +77,7 @@ async def events(
     first = await store.history.events(job_id, after=after, limit=1)  # what is wrong is said before the stream begins
     if not first and await _ended(store, job_id):
         return Response(status_code=204)
-    return _event_stream(services, services.fanout.follow(job_id, after))
+    return event_stream(services, services.fanout.follow(job_id, after))
 
 
 @router.get(
@@ -99,7 +99,7 @@ async def logs(
         lines = _tail_then_follow(store, job_id, chosen, query.tail, last_event_id)
         if preferred(request, "text/event-stream", "text/plain") == "text/plain":
             return StreamingResponse(_as_text(services, lines), media_type="text/plain")
-        return _event_stream(services, _as_log_events(lines))
+        return event_stream(services, _as_log_events(lines))
     found = await store.history.logs(job_id, task=chosen.task, attempt=chosen.attempt, tail=query.tail)
     if preferred(request, "application/json", "text/plain") == "text/plain":
         return PlainTextResponse("".join(map(_text_line, found)))
@@ -171,7 +171,9 @@ async def _ended(store: JobStore, job_id: str) -> bool:
     return (await store.outline(job_id)).status in TERMINAL_JOB
 
 
-def _event_stream(services: Services, content: AsyncGenerator[bytes]) -> EventSourceResponse:
+def event_stream(services: Services, content: AsyncGenerator[bytes]) -> EventSourceResponse:
+    """A stream of encoded events with its heartbeat, counted while it lasts."""
+
     async def counted() -> AsyncGenerator[bytes]:
         with services.http.sse_clients.track_inprogress():
             async with aclosing(content):

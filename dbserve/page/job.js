@@ -1,0 +1,153 @@
+// One job, live: what it does, what it costs, why it stopped, and what can be done about it.
+
+import { actions } from "/assets/actions.js";
+import { curves } from "/assets/curves.js";
+import { h, keyed, mark, say } from "/assets/dom.js";
+import { events } from "/assets/events.js";
+import { NONE, ago, count, duration, moment, percent } from "/assets/format.js";
+import { begin, ended, lost, news } from "/assets/freshness.js";
+import { logs } from "/assets/logs.js";
+import { complaint, bar, figure, pill } from "/assets/parts.js";
+import { now, read } from "/assets/session.js";
+import { follow } from "/assets/stream.js";
+import { memoryOf, tasks } from "/assets/tasks.js";
+import { conditionMeans, ENDED, statusMeans, taskTitle, why } from "/assets/words.js";
+
+const WORKING = new Set(["launched", "running", "pausing", "cancelling"]);
+
+export async function open({ node, path, query, signal, title }) {
+  const [id] = path;
+  const here = `/v1/jobs/${encodeURIComponent(id)}`;
+  const first = await read(here, { signal }); // what is wrong with the address is said at once, and in words
+  begin(true);
+  const top = head(first, { signal, changed: (view) => { show(view); watch(); } });
+  const rows = tasks();
+  const charts = curves({ here, signal });
+  const happened = events({ here, signal });
+  const said = logs({ here, signal, query });
+  const specification = h("pre", { tabindex: "0" }, JSON.stringify(first.spec, null, 2));
+  const warnings = h("ul", { class: "warnings" }, first.warnings.map((text) => h("li", {}, text)));
+  let blocks = new Map(); // name -> the block in full: its layers, noise range, predicted memory, restarts
+  let fetched = "";
+  let watching = null; // what ends the present stream
+
+  node.classList.add("job-view");
+  node.append(
+    h("nav", { class: "crumb", "aria-label": "Breadcrumb" }, h("a", { href: "#/" }, "Jobs"), " / ", h("span", { "aria-current": "page" }, first.name)),
+    top.node,
+    section("Tasks", "Each block trains alone; baselines are what it is compared with.", rows.node),
+    section("Curves", "Point at a chart, or focus it and use the arrow keys, to read it.", charts.node),
+    h("div", { class: "pair" }, section("Events", "", happened.node), section("Logs", "", said.node)),
+    h("section", { class: "closing" },
+      warnings.childElementCount ? [h("h2", {}, "Warnings of the plan"), warnings] : null,
+      h("details", {}, h("summary", {}, "The job as submitted"), specification)));
+  show(first);
+  watch();
+
+  function show(view) {
+    title(`${ENDED.has(view.status) ? view.status : `${Math.floor(view.progress.percent)} %`} ${view.name}`);
+    const memory = memoryOf(view, charts.predicted);
+    top.update(view, memory);
+    rows.update(view, blocks, memory);
+    charts.update(view, memory);
+    happened.update(view);
+    said.update(view);
+    // What the stream leaves out changes only with a state or an attempt.
+    const state = view.tasks.map((task) => `${task.status}${task.attempt}`).join();
+    if (state !== fetched) {
+      fetched = state;
+      read(`${here}/blocks`, { signal }).then(({ data }) => {
+        blocks = new Map(data.map((block) => [block.name, block]));
+        show(view);
+      }, () => { fetched = ""; });
+    }
+  }
+
+  /** Follows the job while the tab is seen: a browser opens six connections to a server, whatever number of tabs asks. */
+  async function watch() {
+    watching?.abort();
+    const mine = (watching = new AbortController());
+    const either = AbortSignal.any([signal, mine.signal]);
+    let latest = null;
+    try {
+      await follow(`${here}/live`, {
+        signal: either,
+        onNews: news,
+        onLost: lost,
+        onEvent: ({ data }) => show((latest = JSON.parse(data))),
+      });
+      ended();
+      if (latest === null) show(await read(here, { signal: either }));
+    } catch (error) {
+      if (either.aborted || error.status === 401) return;
+      ended();
+      top.complain(error.status === 404 ? "This job was deleted meanwhile." : error);
+    }
+  }
+
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) watching.abort();
+    else watch();
+  }, { signal });
+}
+
+/** What the status means, with how many tasks are where while they work. */
+function standing({ status, tasks: all }) {
+  if (ENDED.has(status) || status === "queued") return statusMeans(status);
+  const working = all.filter((task) => WORKING.has(task.status)).length;
+  const done = all.filter((task) => task.status === "succeeded").length;
+  const counted = `${working} of ${all.length} tasks at work, ${done} done`;
+  return status === "running" ? counted : `${statusMeans(status)} · ${counted}`;
+}
+
+function section(name, note, ...content) {
+  const id = `h-${name.toLowerCase()}`;
+  return h("section", { "aria-labelledby": id },
+    h("div", { class: "title" }, h("h2", { id }, name), note ? h("p", { class: "soft" }, note) : null), content);
+}
+
+/** The head of the page: name, state in words, the buttons, four figures. */
+function head(first, { signal, changed }) {
+  const [status, setStatus] = pill();
+  const [progress, setProgress] = bar((job) => job.name);
+  const [trouble, complain] = complaint();
+  const words = h("p", { class: "words" });
+  const wrong = h("ul", { class: "conditions" });
+  const drawWrong = keyed(wrong, (item) => item.key, (item) => [h("li", {}, item.text), () => {}]);
+  const age = h("time", { datetime: first.created_at, title: moment(first.created_at) });
+  const [left, setLeft] = figure("Time left");
+  const [speed, setSpeed] = figure("Throughput, all workers");
+  const [memory, setMemory] = figure("Memory of a block");
+  const buttons = actions({ signal, changed, complain });
+  complain("");
+  const labels = Object.entries(first.labels).map(([name, value]) =>
+    h("a", { class: "chip", href: `#/?${new URLSearchParams({ label: `${name}=${value}` })}` }, `${name}=${value}`));
+  const node = h("header", { class: "top" },
+    h("div", { class: "head" },
+      h("div", { class: "names" }, h("h1", {}, first.name), status), buttons.node),
+    h("p", { class: "under" }, h("span", {}, first.architecture), h("code", { class: "id" }, first.id), h("span", {}, "submitted ", age), labels),
+    words, wrong, trouble,
+    h("dl", { class: "figures-row" },
+      h("div", { class: "figure wide" }, h("dt", {}, "Progress"), h("dd", {}, progress)), left, speed, memory));
+
+  function update(view, { ratio, measured }) {
+    setStatus(view.status);
+    setProgress({ ...view.progress, status: view.status, name: view.name });
+    say(age, ago(view.created_at, now()));
+    say(words, [standing(view), view.status === "succeeded" ? "" : why(view)].filter(Boolean).join(" · "));
+    mark(words, "data-tone", view.status === "failed" ? "bad" : null);
+    drawWrong(view.tasks.flatMap((task) => task.conditions.map((condition) => ({
+      key: `${task.name} ${condition}`, text: `${taskTitle(task.name)}: ${conditionMeans(condition)}`,
+    }))));
+    const over = ENDED.has(view.status);
+    const lasted = over && view.finished_at ? (Date.parse(view.finished_at) - Date.parse(view.created_at)) / 1000 : null;
+    setLeft(over ? duration(lasted) : duration(view.progress.eta_seconds), over ? "from submission to its end" : "of training, as fast as now");
+    say(left.querySelector("dt"), over ? "Took" : "Time left");
+    const running = view.tasks.filter((task) => task.status === "running" && task.samples_per_second);
+    const sum = running.reduce((total, task) => total + task.samples_per_second, 0);
+    setSpeed(running.length ? `${count(sum)} /s` : NONE, running.length ? `samples, by ${running.length} worker${running.length > 1 ? "s" : ""}` : "no worker trains now");
+    setMemory(percent(measured ?? ratio), measured === null ? "of end-to-end training, as predicted" : `of end-to-end, measured; predicted ${percent(ratio)}`);
+    buttons.update(view);
+  }
+  return { node, update, complain };
+}
