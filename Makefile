@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-unit lint bench bench-api bench-recovery soak cards schema clean
+.PHONY: setup demo test test-unit lint bench bench-api bench-recovery soak cards dashboards schema clean
 
 setup: $(STAMP)
 
@@ -56,6 +56,9 @@ soak: setup
 # Files that code writes; a test fails when one is stale.
 cards: setup
 	$(BIN)/python -m workers.models.cards
+
+dashboards: setup
+	$(BIN)/python -m dashboards
 
 schema: setup
 	$(BIN)/python -m dbserve.contracts.report > docs/report.schema.json

@@ -55,10 +55,11 @@ def _now() -> list[Builder[Panel]]:
         ),
         number(
             "Reconciler",
-            "Time since its last look at store and cluster. It looks twice a second (alert DbserveReconcilerSilent).",
+            "Time since it last told of a look at store and cluster, which it does every five seconds (alert "
+            "DbserveReconcilerSilent).",
             SECONDS,
             Query("time() - max(dbserve_reconcile_last_timestamp_seconds)", "since the last look"),
-            limits=[(5, ORANGE), (30, RED)],
+            limits=[(10, ORANGE), (30, RED)],
         ),
         number(
             "Open streams",
@@ -119,16 +120,16 @@ def _behind() -> list[Builder[Panel]]:
             "Redis errors",
             "Operations on Redis that failed, a second, by operation. Any, for minutes: Redis is away, full or slow.",
             "ops",
-            Query(f"sum by (operation) (rate(dbserve_redis_errors_total{RATE}))", "{{operation}}"),
+            Query(f"max by (operation) (rate(dbserve_redis_errors_total{RATE}))", "{{operation}}"),
             limits=[(0.1, RED)],
         ),
         lines(
             "Reconciler: time since its last look",
-            "Should stay under a second. A gap is a hand-over between reconcilers (5 s), or Ray or Redis not "
-            "answering.",
+            "It looks twice a second and tells of it every five seconds. A longer gap is a hand-over between "
+            "reconcilers, or Ray or Redis not answering.",
             SECONDS,
             Query("time() - max(dbserve_reconcile_last_timestamp_seconds)", "lag"),
-            limits=[(5, ORANGE), (30, RED)],
+            limits=[(10, ORANGE), (30, RED)],
         ),
         lines(
             "Reconciler: duration of a look",
@@ -138,6 +139,14 @@ def _behind() -> list[Builder[Panel]]:
             Query(quantile(0.5, reconcile), "p50"),
             Query(quantile(0.95, reconcile), "p95"),
             limits=[(0.5, ORANGE), (5, RED)],
+        ),
+        lines(
+            "Webhook deliveries",
+            "Tries at a delivery a second, by result. Failed ones are tried again; a receiver that is away shows "
+            "here "
+            "first. Empty where no webhook is set.",
+            "ops",
+            Query(f"max by (result) (rate(dbserve_webhook_deliveries_total{RATE}))", "{{result}}"),
         ),
     ]
 

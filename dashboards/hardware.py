@@ -129,9 +129,7 @@ def _ray() -> list[Builder[Panel]]:
             "Nodes",
             "Nodes by state. Failed ones appear after a crash or a preemption.",
             COUNT,
-            Query("sum(ray_cluster_active_nodes)", "active"),
-            Query("sum(ray_cluster_idle_nodes)", "idle"),
-            Query("sum(ray_cluster_failed_nodes)", "failed"),
+            Query('sum by (__name__) ({__name__=~"ray_cluster_(active|idle|pending|failed)_nodes"})', "{{__name__}}"),
         ),
         lines(
             "Memory of Ray's processes",

@@ -42,7 +42,8 @@ def _loss() -> list[Builder[Panel]]:
         ),
         bars(
             "Held-out loss now",
-            "The last measurement of each band.",
+            "The last measurement of each band, to compare blocks and bands side by side. A bar far above those of "
+            "the neighbouring bands: that block lags.",
             UNITLESS,
             Query(EVALUATED, f"{BLOCK_LEGEND} sigma {{{{sigma_band}}}}"),
         ),

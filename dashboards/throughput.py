@@ -57,7 +57,7 @@ def _speed() -> list[Builder[Panel]]:
         ),
         lines(
             "Tokens a second",
-            "Of jobs on text. Empty for images.",
+            "Tokens that each block of a job on text trains on, padding included. Empty for images.",
             TOKENS_PER_SECOND,
             Query(rate("dbserve_block_tokens_total"), BLOCK_LEGEND),
         ),
