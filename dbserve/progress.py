@@ -15,6 +15,7 @@ from dbserve.contracts.status import (
     Task,
     TaskState,
 )
+from dbserve.contracts.work import Work
 from dbserve.lifecycle import saved_steps
 
 UNREACHABLE_SECONDS = 10.0  # heartbeats come once a second
@@ -28,6 +29,12 @@ def step_of(snapshot: JobOutline, name: str) -> int:
     if told is None or (task.state is not TaskState.RUNNING and task.state not in STOPPING):
         return saved
     return min(max(saved, told.step), task.steps)  # an attempt that only begins has told no step
+
+
+def work_of(job: JobOutline, name: str) -> Work:
+    """What all attempts at a task did together."""
+    past, told = job.past.get(name, Work()), job.progress.get(name)
+    return past if told is None else past.plus(told.work)
 
 
 def conditions(job: JobOutline, task: Task, now: float) -> tuple[Condition, ...]:

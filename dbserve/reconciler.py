@@ -4,8 +4,10 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import time
 import uuid
+from collections.abc import Callable
 from typing import Protocol
 
 from dbserve.artefacts import Artefacts, job_directory, open_artefacts
@@ -15,15 +17,20 @@ from dbserve.contracts.status import HELD, Crashed, Launched, Reason, Run, Stopp
 from dbserve.errors import ClusterUnavailable, DbserveError, IllegalTransition, JobNotFound, StaleRun
 from dbserve.failpoints import failpoint
 from dbserve.garbage import collect_less_often
+from dbserve.logs import adopt, concerning, configure
 from dbserve.scheduling import Action, Bury, Launch, Limits, Note, Scene, Stop, decide
 from dbserve.settings import Settings
 from dbserve.sight import Sight
 from dbserve.store import JobStore
+from dbserve.tracing import UNTRACED, Trace, Tracer, of_run, open_tracer
+from dbserve.webhooks.deliverer import Deliverer
+from dbserve.webhooks.posting import Poster
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
 TIDY_SECONDS = 2.0
+TELL_SECONDS = 5.0  # between two notes of how long ticks took
 LEASE_SECONDS = 5.0  # a reconciler that was killed keeps the next one waiting for so long
 SILENCE_MARGIN_SECONDS = 3.0  # beyond a worker's lease: by then it has stopped at a step boundary of its own accord
 CLUSTER_PATIENCE_SECONDS = 10.0  # without an answer from the cluster; then a new process connects anew
@@ -46,16 +53,27 @@ class Reconciler:
     """Acts on decide(), under a lease, until stopped."""
 
     def __init__(
-        self, store: JobStore, cluster: Cluster, artefacts: Artefacts, *, limits: Limits | None = None
+        self,
+        store: JobStore,
+        cluster: Cluster,
+        artefacts: Artefacts,
+        *,
+        limits: Limits | None = None,
+        deliverer: Deliverer | None = None,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._store = store
         self._cluster = cluster
         self._artefacts = artefacts
         self._limits = limits or Limits()
+        self._deliverer = deliverer
+        self._tracer = tracer
         self._holder = uuid.uuid4().hex
         self._held_at = float("-inf")  # monotonic seconds: when the lease was last taken or renewed
         self._asked: set[Run] = set()  # workers that we asked the cluster for; what others asked for may be lost
         self._sight = Sight()
+        self._ticks: list[float] = []  # seconds that those since _told_at took
+        self._told_at = float("-inf")  # monotonic seconds
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Ticks until `stopping`. Errors it can explain are logged and met again at the next tick.
@@ -63,11 +81,13 @@ class Reconciler:
         Raises:
             ClusterUnavailable: it has not answered for CLUSTER_PATIENCE_SECONDS; a new process should connect anew.
         """
-        tidying = asyncio.create_task(self._tidy_patiently())
+        beside = [asyncio.create_task(self._tidy_patiently())]
+        if self._deliverer is not None:
+            beside.append(asyncio.create_task(self._deliverer.run(self._acting)))
         try:
             await self._tick_until(stopping)
         finally:
-            await end(tidying)
+            await end(*beside)
         await self._store.lease.drop(self._holder)
 
     async def _tick_until(self, stopping: asyncio.Event) -> None:
@@ -75,7 +95,7 @@ class Reconciler:
         while not stopping.is_set():
             try:
                 if await self._hold():
-                    await self.tick()
+                    await self._timed_tick()
                 answered_at = time.monotonic()
             except ClusterUnavailable as away:
                 log.warning("%s", away)
@@ -87,6 +107,16 @@ class Reconciler:
                 await asyncio.wait_for(stopping.wait(), TICK_SECONDS)
             except TimeoutError:
                 continue
+
+    async def _timed_tick(self) -> None:
+        began = time.monotonic()
+        await self.tick()
+        ended = time.monotonic()
+        self._ticks.append(ended - began)
+        if ended - self._told_at >= TELL_SECONDS:
+            await self._store.counters.tell_refusals()
+            await self._store.counters.ticked(await self._store.clock(), self._ticks)
+            self._ticks, self._told_at = [], ended
 
     async def tick(self) -> None:
         """One look and what follows from it."""
@@ -107,10 +137,11 @@ class Reconciler:
         for action in decide(scene):
             if not await self._still_ours():
                 return
-            try:
-                await self._act(action)
-            except (StaleRun, IllegalTransition, JobNotFound) as passed:
-                log.info("no longer true: %s", passed)  # the store moved on since the look
+            with concerning(_run_of(action)):
+                try:
+                    await self._act(action)
+                except (StaleRun, IllegalTransition, JobNotFound) as passed:
+                    log.info("no longer true: %s", passed)  # the store moved on since the look
 
     async def tidy(self) -> None:
         """Removes what deleted jobs left in the artefact store, however long that takes."""
@@ -140,16 +171,22 @@ class Reconciler:
         """Ray may take longer than the lease lasts; what was seen before another began to act is no ground to act."""
         return time.monotonic() - self._held_at < LEASE_SECONDS / 2 or await self._hold()
 
+    def _acting(self) -> bool:
+        """Whether the lease that was last held cannot have run out."""
+        return time.monotonic() - self._held_at < LEASE_SECONDS
+
     async def _act(self, action: Action) -> None:
         match action:
-            case Launch(run, resources):
-                # The store first: a worker that exists unrecorded would be stopped, a record without one is asked for.
-                await self._store.apply(Launched(run=run, cluster=self._cluster.identity))
-                failpoint("launch.recorded")
-                log.info("launch %s", run)
-                await asyncio.to_thread(self._cluster.launch, run, resources)
-                failpoint("launch.asked")
-                self._asked.add(run)
+            case Launch(run, resources, trace):
+                with Trace(self._tracer, trace).span("launch", of_run(run)) as launch:
+                    # The store first: a worker that exists unrecorded would be stopped, a record without one is asked
+                    # for.
+                    await self._store.apply(Launched(run=run, cluster=self._cluster.identity, trace=launch.traceparent))
+                    failpoint("launch.recorded")
+                    log.info("launch %s", run)
+                    await asyncio.to_thread(self._cluster.launch, run, resources)
+                    failpoint("launch.asked")
+                    self._asked.add(run)
             case Stop(run, task):
                 log.info("stop %s", run)
                 await asyncio.to_thread(self._cluster.stop, run, task=task)
@@ -174,22 +211,42 @@ class Reconciler:
             return  # met again at the next tick
         if presence is Presence.UNKNOWN and not self._silent(task):
             return  # its node cannot be asked; by the end of its lease it has fenced itself
-        await self._store.apply(event)
+        with Trace(self._tracer, task.trace).span("give up", of_run(task.run)) as span:
+            if isinstance(event, Crashed):
+                span.fail(event.reason, event.message)
+            await self._store.apply(event)
 
     def _silent(self, task: Task) -> bool:
         return self._sight.silent_for(task.run, time.monotonic()) > self._limits.silence_seconds
 
 
-async def serve(settings: Settings) -> None:
+def _run_of(action: Action) -> Run:
+    """What is said while acting is about this run."""
+    match action:
+        case Launch() | Stop():
+            return action.run
+        case Bury():
+            return action.task.run
+        case Note():
+            return action.event.run
+
+
+async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     """Reconciles until SIGTERM or SIGINT. Workers are left as they are: the next reconciler adopts them.
 
+    `announce` gets the cluster's address once it is joined.
+
     Raises:
+        StartupRefused: traces are asked for, and what they need is not installed.
         ClusterUnavailable, StoreUnavailable: at the start. Later ones are waited out, the cluster's for a while.
     """
     if settings.ray_auth_token_path is not None:  # ray reads these when it is imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(settings.ray_auth_token_path)}
     from dbserve.cluster import RayCluster  # late: ray takes seconds to import, and is not needed to decide
 
+    adopt("ray")
+
+    tracer = open_tracer(settings.otlp_endpoint, "reconciler")
     store = JobStore.from_url(settings.redis_url)
     if upgraded := await store.schema.upgrade():
         log.info("upgraded %d jobs to this version's schema", upgraded)
@@ -202,11 +259,16 @@ async def serve(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    log.info("reconciling on %s", settings.ray_address)
+    announce(settings.ray_address)
+    log.info("the reconciler has begun", extra={"ray_address": settings.ray_address})
     try:
         artefacts = open_artefacts(settings.artifacts)
-        await Reconciler(store, cluster, artefacts, limits=limits_of(settings)).run(stopping)
+        deliverer = Deliverer(store, Poster(private_hosts=settings.webhook_private_hosts))
+        await Reconciler(store, cluster, artefacts, limits=limits_of(settings), deliverer=deliverer, tracer=tracer).run(
+            stopping
+        )
     finally:
+        tracer.flush()
         await store.aclose()
         cluster.disconnect()
 
@@ -220,6 +282,11 @@ def limits_of(settings: Settings) -> Limits:
 
 
 def run_reconciler(settings: Settings) -> None:
-    """The program `dbserve reconcile`."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(serve(settings))
+    """The program `dbserve reconcile`. Says on stdout when it has begun: of logs, the level may leave that out."""
+    configure(settings)
+
+    def announce(address: str) -> None:
+        sys.stdout.write(f"reconciling on {address}\n")
+        sys.stdout.flush()
+
+    asyncio.run(serve(settings, announce=announce))

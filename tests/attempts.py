@@ -15,12 +15,14 @@ from dbserve.contracts.status import (
     Launched,
     Reason,
     Restored,
+    Run,
     Started,
     Task,
     TaskEvent,
 )
 from dbserve.lifecycle import advance, new_tasks
 from tests.training import dataset, planned, spec_of
+from workers.account import Account
 from workers.attempt import TrainingAttempt
 from workers.checkpoint import TrainingState, load
 from workers.pulse import Order
@@ -69,22 +71,31 @@ class OneTask:
         return [event for event in self.events if isinstance(event, Restored)]
 
 
+class Noting(Account):
+    """An account that remembers which steps it was told of."""
+
+    def __init__(self) -> None:
+        super().__init__(Run(job_id="job", task=TASK, attempt=1), steps=STEPS, batch_size=32)
+        self.steps: list[int] = []
+
+    def note(self, report: StepReport) -> None:
+        self.steps.append(report.step)
+        super().note(report)
+
+
 class Orders:
     """A pulse that has `say` answer for it, step by step. As the true one, it may block."""
 
     def __init__(self, say: Callable[[int], Order] = lambda _: Order.GO) -> None:
-        self.steps: list[int] = []
-        self.trials = 0
+        self.account = Noting()
         self._say = say
 
-    def note(self, report: StepReport) -> None:
-        self.steps.append(report.step)
+    @property
+    def steps(self) -> list[int]:
+        return self.account.steps
 
     def order(self) -> Order:
         return self._say(self.steps[-1])
-
-    def trial_done(self) -> None:
-        self.trials += 1
 
 
 def save_before_going_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def every_task(spec: JobSpec | None = None, **changes: Any) -> dict[str, dict[st
 
 def running(step: int, samples_per_second: float | None = None, **progress: Any) -> dict[str, Any]:
     told = {"step": step, "samples_per_second": samples_per_second, **progress}
-    return {"state": TaskState.RUNNING, "node": "n1", "progress": told}
+    return {"state": TaskState.RUNNING, "node": "n1", "started_at": NOW, "progress": told}
 
 
 def checkpoint(step: int, attempt: int = 1) -> CheckpointRef:

@@ -24,16 +24,21 @@ from dbserve.contracts.status import CheckpointRef, Crashed, Finished, Reason, R
 from dbserve.errors import CheckpointInvalid, IllegalTransition, JobNotFound, StaleRun, StorageError, StoreUnavailable
 from dbserve.failpoints import failpoint
 from dbserve.lifecycle import backoff_seconds
+from dbserve.redaction import known_secrets
 from dbserve.store import JobStore
+from dbserve.tracing import NO_SPAN, UNTRACED, Span, Trace, Tracer, of_run, tracer_if_possible
+from workers.account import Account
 from workers.blame import one_line, reason_of
 from workers.lease import Lease
-from workers.logs import LogBuffer
+from workers.logs import LogBuffer, speaking
 from workers.presence import birth
 from workers.pulse import Interrupted, Pulse, patiently
 from workers.termination import Termination
 from workers.watchdog import end_when_wedged, end_with_parent
 
 log = logging.getLogger("dbserve.worker")
+
+SPANS = {TaskKind.ASSEMBLY: "assemble", TaskKind.EVALUATION: "evaluate"}  # what is done; else it is trained
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class WorkerConfig:
     artifacts: str  # a directory that every node sees, or a URI
     cache_dir: Path
     lease_seconds: float = 15.0
+    otlp_endpoint: str | None = None  # where spans go; None: nothing is traced
 
 
 class BlockWorker:
@@ -57,7 +63,9 @@ class BlockWorker:
         self._termination = termination
         self._store = JobStore.from_url(config.redis_url)
         self._artefacts = open_artefacts(config.artifacts)
-        self._logs = LogBuffer()
+        self._logs = LogBuffer(run, known_secrets(os.environ, config.redis_url, config.artifacts))
+        self._tracer: Tracer = UNTRACED
+        self._span: Span = NO_SPAN  # of the attempt
 
     async def work(self) -> None:
         """Everything, errors included. Returns when the attempt is over, for better or worse.
@@ -65,37 +73,52 @@ class BlockWorker:
         Runs in the process's main thread, which is where a signal can be met. Ends the process, rather than return,
         where a thread is at work that cannot be interrupted.
         """
-        logging.getLogger().addHandler(self._logs)
-        logging.getLogger().setLevel(logging.INFO)
+        with speaking(self._logs):
+            shipping = asyncio.create_task(self._logs.keep_shipping(self._store, self._run))
+            try:
+                await self._work()
+            finally:
+                await end(shipping)
+                await self._ship()
+        await self._store.aclose()
+
+    async def _work(self) -> None:
         spec: JobSpec | None = None
+        self._tracer = tracer_if_possible(self._config.otlp_endpoint)
         try:
             spec = await patiently(lambda: self._store.spec(self._run.job_id))
             plan = await patiently(lambda: self._store.plan(self._run.job_id))
             await self._attempt(spec, plan)
         except (StaleRun, IllegalTransition, JobNotFound) as fenced:
             log.warning("stopped: %s", fenced)
+            await self._end_span(fenced.code)
         except StoreUnavailable as away:
             log.error("stopped: %s", away)  # nobody can be told
+            await self._end_span(away.code, failure=str(away))
         except Interrupted as interrupted:
             log.info("stopped: %s", interrupted)
+            await self._end_span("stopped")
         except Exception as error:
             log.exception("%s failed", self._run.task)
             await self._confess(spec, error)
-        finally:
-            await self._ship()
-            logging.getLogger().removeHandler(self._logs)
-            await self._store.aclose()
 
     async def _attempt(self, spec: JobSpec, plan: JobPlan) -> None:
         """From Started to Finished, under a pulse."""
         run, node = self._run, plan.task(self._run.task)
         lease = Lease(self._config.lease_seconds)
-        batch_size = spec.training.batch_size * node.workers
-        pulse = Pulse(self._store, run, steps=node.steps, batch_size=batch_size, lease=lease, logs=self._logs)
+        account = Account(
+            run,
+            steps=node.steps,
+            batch_size=spec.training.batch_size * node.workers,
+            sequence_length=plan.data.sequence_length or 0,
+        )
+        pulse = Pulse(self._store, run, account=account, lease=lease, logs=self._logs)
         self._termination.hand_over(pulse.preempt)
         end_when_wedged(lambda: pulse.beats, lease)
         task = await patiently(lambda: self._store.apply(self._started()))
         failpoint("actor.started")
+        about = {**of_run(run), "dbserve.node": task.node, "dbserve.gpu": task.gpu}
+        self._span = Trace(self._tracer, task.trace).begin(SPANS.get(task.kind, "train"), about)
         log.info("attempt %d of %s begins", run.attempt, run.task)
         working = asyncio.create_task(self._work_at(task, spec, plan, pulse))
         cut_short = asyncio.create_task(pulse.cut_short())
@@ -107,7 +130,7 @@ class BlockWorker:
             await working
         except Interrupted:
             if pulse.preempted:
-                await self._tell_preempted(f"SIGTERM: a last checkpoint at step {pulse.step}")
+                await self._tell_preempted(f"SIGTERM: a last checkpoint at step {account.step}")
             raise
         except StorageError as unsaved:
             if not pulse.preempted:
@@ -120,7 +143,12 @@ class BlockWorker:
     async def _work_at(self, task: Task, spec: JobSpec, plan: JobPlan, pulse: Pulse) -> None:
         match task.kind:
             case kind if kind in TRAINED:
-                await self._train(spec, plan, task, pulse)
+                try:
+                    await self._train(spec, plan, task, pulse)
+                except Exception:
+                    with contextlib.suppress(StoreUnavailable):
+                        await pulse.tell()  # what was done until now counts all the same
+                    raise
                 await patiently(pulse.tell)
             case TaskKind.ASSEMBLY:
                 await self._assemble(spec, plan)
@@ -128,6 +156,7 @@ class BlockWorker:
                 await self._evaluate(spec, plan)
                 failpoint("evaluation.report")
         log.info("%s has finished", self._run.task)
+        await self._end_span("succeeded")
         await self._ship()  # now: whoever has finished may be stopped at any moment
         await patiently(lambda: self._store.apply(Finished(run=self._run)))
 
@@ -152,7 +181,8 @@ class BlockWorker:
 
             prepare_process(self._cpus)
             data = open_dataset(plan.data, spec.data, cache_dir=self._config.cache_dir)
-            attempt = TrainingAttempt(self._store, self._artefacts, spec, plan, task)
+            trace = Trace(self._tracer, self._span.traceparent)
+            attempt = TrainingAttempt(self._store, self._artefacts, spec, plan, task, trace=trace)
             attempt.run(data, pulse, loop, trunk=trunk, device=_device(self._gpus))
 
         await asyncio.to_thread(train)
@@ -220,16 +250,19 @@ class BlockWorker:
             when = "before the first step" if task.kind in TRAINED else f"during the {task.kind}"
             await self._tell_preempted(f"SIGTERM {when}")
         log.info("stopped: %s ends at once", self._run)
+        await self._end_span("stopped")
         await self._ship()
         os._exit(0)
 
     async def _tell_preempted(self, message: str) -> None:
+        await self._end_span(Reason.PREEMPTED, failure=message)
         await self._ship()
         crashed = Crashed(run=self._run, reason=Reason.PREEMPTED, message=message)
         await self._told(crashed)
 
     async def _confess(self, spec: JobSpec | None, error: Exception) -> None:
         """Tells the store why the attempt ended; whether there is another one is not for the worker to say."""
+        await self._end_span(reason_of(error), failure=one_line(error))
         await self._ship()
         wait = 0.0
         with contextlib.suppress(JobNotFound, StoreUnavailable):
@@ -243,6 +276,17 @@ class BlockWorker:
         """Where the attempt still counts, and a store can be told."""
         with contextlib.suppress(StaleRun, IllegalTransition, JobNotFound, StoreUnavailable):
             await patiently(lambda: self._store.apply(crashed))
+
+    async def _end_span(self, outcome: str, *, failure: str | None = None) -> None:
+        """Before the outcome is told: whoever has told it may be stopped at any moment. The first outcome counts."""
+        if not self._span.traceparent:
+            return
+        self._span.note({"dbserve.outcome": outcome})
+        if failure is not None:
+            self._span.fail(outcome, failure)
+        self._span.end()
+        await asyncio.to_thread(self._tracer.flush)
+        self._span = NO_SPAN
 
     async def _ship(self) -> None:
         with contextlib.suppress(StoreUnavailable):

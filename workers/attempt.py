@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,16 +12,18 @@ from dbserve.artefacts import Artefacts
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import CheckpointRef, LostCheckpoint, Restored, Task
-from dbserve.errors import CheckpointInvalid, StaleRun
+from dbserve.errors import CheckpointInvalid, NonfiniteLoss, StaleRun
 from dbserve.failpoints import failpoint
 from dbserve.store import JobStore
+from dbserve.tracing import Trace
+from workers.account import Account
 from workers.allocation import keep_freed_memory
 from workers.checkpoint import TrainingState, answering_weights, load, verify
 from workers.conversion import initial_weights
 from workers.data import Dataset
 from workers.pulse import Interrupted, Order, Pulse, patiently
 from workers.saving import Saving
-from workers.trainer import train_block
+from workers.trainer import StepReport, train_block
 
 log = logging.getLogger("dbserve.worker")
 
@@ -28,12 +31,22 @@ log = logging.getLogger("dbserve.worker")
 class TrainingAttempt:
     """The training of one attempt at a trunk, a block or a baseline."""
 
-    def __init__(self, store: JobStore, artefacts: Artefacts, spec: JobSpec, plan: JobPlan, task: Task) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        artefacts: Artefacts,
+        spec: JobSpec,
+        plan: JobPlan,
+        task: Task,
+        *,
+        trace: Trace | None = None,
+    ) -> None:
         self._store = store
         self._artefacts = artefacts
         self._spec = spec
         self._plan = _in_smaller_parts(plan, task.split)
         self._task = task
+        self._trace = trace or Trace()
 
     def run(
         self,
@@ -52,10 +65,20 @@ class TrainingAttempt:
             StorageError: the artefact store cannot be read at the start, or the last checkpoint cannot be saved.
         """
         run = self._task.run
-        state, kept = self._restored(loop)
+        state, kept = self._restored(loop, pulse.account)
         initial = self._first_weights(trunk) if state is None else None
         every, keep_last = self._spec.checkpoint.every_steps, self._spec.checkpoint.keep_last
-        saving = Saving(self._store, self._artefacts, run, self._plan, keep_last=keep_last, loop=loop)
+        account = pulse.account
+        saving = Saving(
+            self._store,
+            self._artefacts,
+            run,
+            self._plan,
+            keep_last=keep_last,
+            loop=loop,
+            account=account,
+            trace=self._trace,
+        )
         steps = train_block(
             self._spec,
             self._plan,
@@ -64,11 +87,11 @@ class TrainingAttempt:
             state=state,
             initial_weights=initial,
             device=device,
-            trial_done=pulse.trial_done,
+            trial_done=account.trial_done,
         )
         with contextlib.closing(steps):
-            for report in steps:
-                pulse.note(report)
+            for report in _watched(steps, account):
+                account.note(report)
                 order = pulse.order()
                 if order is Order.GIVEN_UP:
                     raise StaleRun(f"{run} was given up; it stops at step {report.step}")
@@ -84,7 +107,9 @@ class TrainingAttempt:
             saving.remove_all_but(kept)  # the attempt that saved the last step ended before it came to that
         failpoint("finish.pointer")
 
-    def _restored(self, loop: asyncio.AbstractEventLoop) -> tuple[TrainingState | None, tuple[CheckpointRef, ...]]:
+    def _restored(
+        self, loop: asyncio.AbstractEventLoop, account: Account
+    ) -> tuple[TrainingState | None, tuple[CheckpointRef, ...]]:
         """The newest whole checkpoint, and those that the task has left; what is not whole is told and passed over."""
         if not self._task.checkpoints:
             return None, ()
@@ -96,6 +121,7 @@ class TrainingAttempt:
                     state = load(directory, contract=self._plan.contract, expect_sha256=ref.sha256)
             except CheckpointInvalid as invalid:
                 log.warning("checkpoint of step %d passed over: %s", ref.step, invalid)
+                account.checkpoint_failed("restore")
                 lost.append(LostCheckpoint(step=ref.step, path=ref.path, message=str(invalid)))
                 continue
             log.info("resumed from the checkpoint of step %d (attempt %d)", ref.step, ref.attempt)
@@ -117,6 +143,15 @@ class TrainingAttempt:
         with self._artefacts.fetch(trunk.path) as directory:
             verify(directory, contract=self._plan.contract, expect_sha256=trunk.sha256)
             return answering_weights(directory)
+
+
+def _watched(steps: Iterator[StepReport], account: Account) -> Iterator[StepReport]:
+    """The reports; a step whose loss was not finite, which ends them, is counted."""
+    try:
+        yield from steps
+    except NonfiniteLoss:
+        account.nonfinite_step()
+        raise
 
 
 def _in_smaller_parts(plan: JobPlan, split: int) -> JobPlan:

@@ -80,6 +80,7 @@ def measured_memory(network: nn.Module, *, kept: int, saved: SavedBytes) -> Memo
         reserved=torch.cuda.memory_reserved(device),
         peak=torch.cuda.max_memory_allocated(device),
         host=resident_bytes(),
+        device=torch.cuda.mem_get_info(device)[1],
     )
 
 

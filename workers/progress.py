@@ -22,6 +22,7 @@ class Mean:
     loss: float
     seconds: float
     waited: float
+    read_bytes: int  # in all
 
 
 class Progress:
@@ -33,16 +34,17 @@ class Progress:
         self._stride = math.ceil(task.steps / LOSS_POINTS)
         self._since_point: list[tuple[float, int]] = []  # (mean loss, steps) of the reports since the last point
         self._losses: list[Tensor] = []
-        self._samples, self._waited, self._began = 0, 0.0, time.perf_counter()
+        self._samples, self._waited, self._read, self._began = 0, 0.0, 0, time.perf_counter()
 
     def restart_clock(self) -> None:
         """Time spent until now, by whoever reads the reports, is not training."""
         self._began = time.perf_counter()
 
-    def add(self, loss: Tensor, *, samples: int, waited: float) -> None:
+    def add(self, loss: Tensor, *, samples: int, waited: float, read_bytes: int) -> None:
         self._losses.append(loss)
         self._samples += samples
         self._waited += waited
+        self._read += read_bytes
 
     def close(self, step: int, memory: MemoryBytes | None) -> Mean:
         """Means over the steps since the last close; NonfiniteLoss where one of them had no finite loss.
@@ -59,7 +61,7 @@ class Progress:
                 )
         mean = math.fsum(losses) / count
         now = time.perf_counter()
-        seconds, waited = now - self._began, self._waited
+        seconds, waited, read = now - self._began, self._waited, self._read
         self._since_point.append((mean, count))
         self.summary = self.summary.model_copy(
             update={
@@ -70,9 +72,9 @@ class Progress:
                 "loss": self.summary.loss + self._point(step),
             }
         )
-        self._losses, self._samples, self._waited = [], 0, 0.0
+        self._losses, self._samples, self._waited, self._read = [], 0, 0.0, 0
         self.restart_clock()
-        return Mean(mean, seconds / count, waited / count)
+        return Mean(mean, seconds / count, waited / count, read)
 
     def _point(self, step: int) -> tuple[LossPoint, ...]:
         """A point every stride steps, and one at the end: the mean loss since the previous one."""

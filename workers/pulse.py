@@ -6,25 +6,20 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-import psutil
-
-from dbserve.contracts.status import HELD, NO_TIME, STOPPING, MemoryBytes, Progress, Run, Task
+from dbserve.contracts.status import HELD, NO_TIME, STOPPING, Run, Task
 from dbserve.errors import JobNotFound, StoreUnavailable
 from dbserve.store import JobStore
+from workers.account import Account
 from workers.lease import Lease
 from workers.logs import LogBuffer
-
-if TYPE_CHECKING:
-    from workers.trainer import StepReport  # torch comes with it
 
 T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 1.0
 ABANDON_SECONDS = 600.0  # how long an attempt waits for a store that is away
 LOOK_SECONDS = 1.0  # how often one that waits looks at its lease
-RATE_SECONDS = 5.0  # samples_per_second is taken over at least this long
 
 log = logging.getLogger("dbserve.worker")
 
@@ -57,53 +52,17 @@ class Pulse:
     store has not confirmed for so long may have been given to another.
     """
 
-    def __init__(
-        self, store: JobStore, run: Run, *, steps: int, batch_size: int, lease: Lease, logs: LogBuffer
-    ) -> None:
+    def __init__(self, store: JobStore, run: Run, *, account: Account, lease: Lease, logs: LogBuffer) -> None:
         self.beats = 0  # heartbeats tried
         self.preempted = False  # SIGTERM came: the machine is wanted
+        self.account = account
         self._store = store
         self._run = run
-        self._steps = steps
-        self._batch_size = batch_size
         self._lease = lease
         self._logs = logs
         self._answer = Order.GO
         self._changed = threading.Condition()  # guards the answer, the lease and `preempted`
         self._stopping = asyncio.Event()
-        self._report: StepReport | None = None
-        self._trials = 0
-        self._memory = MemoryBytes()
-        self._data_wait = 0.0
-        self._last_step_at: float | None = None
-        self._rate: float | None = None
-        self._mark: tuple[float, int] | None = None  # (monotonic seconds, step) the rate is counted from
-        self._process = psutil.Process()
-
-    @property
-    def step(self) -> int:
-        """The last step that was noted; 0 before the first."""
-        return self._report.step if self._report else 0
-
-    def note(self, report: "StepReport") -> None:
-        """Takes in one step. Called by the training thread."""
-        now = time.monotonic()
-        self._report = report
-        self._last_step_at = time.time()
-        self._data_wait += report.data_wait_seconds
-        if report.memory is not None:
-            self._memory = report.memory
-        if self._mark is None:  # the first step also warms up: it is not counted
-            self._mark = (now, report.step)
-            return
-        since, step = self._mark
-        self._rate = (report.step - step) * self._batch_size / max(now - since, 1e-9)
-        if now - since >= RATE_SECONDS:
-            self._mark = (now, report.step)
-
-    def trial_done(self) -> None:
-        """One learning rate of a scan was tried. No step, but progress. Called by the training thread."""
-        self._trials += 1
 
     def order(self) -> Order:
         """What to do at this step boundary. Called by the training thread.
@@ -137,7 +96,7 @@ class Pulse:
         """Returns when the attempt is to end and no training thread will see to it: before its first step, or where
         nothing is trained."""
         await self._stopping.wait()
-        if self._report is not None:
+        if self.account.began:
             await asyncio.Event().wait()
 
     async def beat(self) -> None:
@@ -147,6 +106,7 @@ class Pulse:
             try:
                 await self.tell()
                 await self._logs.ship(self._store, self._run)
+                await self._store.counters.tell_refusals()
             except StoreUnavailable:
                 pass
             except Exception:
@@ -157,7 +117,7 @@ class Pulse:
         """One heartbeat. The answer says whether this attempt still counts. Raises StoreUnavailable."""
         sent_at = self._lease.now()
         try:
-            order = order_of(self._run, await self._store.record_progress(self._progress()))
+            order = order_of(self._run, await self._store.record_progress(self.account.progress()))
         except JobNotFound:
             order = Order.GIVEN_UP
         with self._changed:
@@ -167,24 +127,19 @@ class Pulse:
             self._changed.notify_all()
         if order is not Order.GO:
             self._stopping.set()
+        if order is not Order.GIVEN_UP:
+            await self._ship_points()
 
-    def _progress(self) -> Progress:
-        report = self._report
-        return Progress(
-            run=self._run,
-            step=self.step,
-            total=self._steps,
-            trials=self._trials,
-            heartbeat_at=time.time(),
-            last_step_at=self._last_step_at,
-            loss=report.loss if report else None,
-            grad_norm=report.grad_norm if report else None,
-            learning_rate=report.learning_rate if report else None,
-            samples_total=self.step * self._batch_size,
-            samples_per_second=self._rate,
-            data_wait_seconds_total=self._data_wait,
-            memory=self._memory.model_copy(update={"host": self._process.memory_info().rss}),
-        )
+    async def _ship_points(self) -> None:
+        """Sends what the account has gathered of the training's course. Raises StoreUnavailable."""
+        points = self.account.take_points()
+        if not points:
+            return
+        try:
+            await self._store.courses.append(self._run, points)
+        except BaseException:  # also when cancelled on the way: a point told twice is one
+            self.account.put_back(points)
+            raise
 
 
 async def patiently(write: Callable[[], Awaitable[T]]) -> T:

@@ -18,6 +18,8 @@ from dbserve.contracts.status import Checkpointed, CheckpointFailed, CheckpointR
 from dbserve.errors import StorageError
 from dbserve.failpoints import failpoint
 from dbserve.store import JobStore
+from dbserve.tracing import Trace, of_run
+from workers.account import Account
 from workers.checkpoint import TrainingState, save
 from workers.pulse import patiently
 from workers.trainer import StepReport
@@ -47,6 +49,8 @@ class Saving:
         *,
         keep_last: int,
         loop: asyncio.AbstractEventLoop,
+        account: Account,
+        trace: Trace,
     ) -> None:
         self._store = store
         self._artefacts = artefacts
@@ -54,6 +58,8 @@ class Saving:
         self._plan = plan
         self._keep_last = keep_last
         self._loop = loop
+        self._account = account
+        self._trace = trace
         self._writing: tuple[int, Future[None]] | None = None  # the step that is, or was last, being written
 
     def check(self) -> None:
@@ -70,6 +76,7 @@ class Saving:
             log.warning(
                 "no checkpoint of step %d: that of step %d is still being written", report.step, self._writing[0]
             )
+            self._account.checkpoint_failed("overrun")
             return
         self.check()
         self._writing = report.step, self._submit(self._try(report.capture()))
@@ -120,7 +127,12 @@ class Saving:
             await self._tell_failed(state.step, error)
 
     async def _write(self, state: TrainingState) -> None:
+        with self._trace.span("save checkpoint", {**of_run(self._run), "dbserve.step": state.step}):
+            await self._commit(state)
+
+    async def _commit(self, state: TrainingState) -> None:
         """Bytes first, then the pointer, which the store refuses to a stale attempt; then the old ones go."""
+        began = time.monotonic()
         saved = await asyncio.to_thread(
             save,
             self._artefacts,
@@ -140,11 +152,13 @@ class Saving:
         )
         event = Checkpointed(run=self._run, checkpoint=ref, keep_last=self._keep_last)
         after = await patiently(lambda: self._store.apply(event))
+        self._account.saved(time.monotonic() - began)
         failpoint("checkpoint.pointer")
         await asyncio.to_thread(self.remove_all_but, after.checkpoints)
 
     async def _tell_failed(self, step: int, error: StorageError) -> None:
         log.warning("the checkpoint of step %d could not be saved: %s", step, error)
+        self._account.checkpoint_failed("save")
         event = CheckpointFailed(run=self._run, step=step, message=str(error))
         await patiently(lambda: self._store.apply(event))
 

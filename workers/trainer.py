@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from dbserve.contracts.job import JobSpec, TrainingSpec
 from dbserve.contracts.plan import JobPlan, TaskKind, TaskPlan
 from dbserve.contracts.status import MemoryBytes
+from dbserve.contracts.work import BandLoss
 from workers.checkpoint import RateTrial, TrainingState, TrainingSummary
 from workers.compilation import compile_network
 from workers.data import Batch, Dataset, Split, batches
 from workers.group import Alone, Workers
+from workers.held_out import HeldOutLoss
 from workers.models import Architecture, Loss, architecture
 from workers.optimizer import learning_rate
 from workers.orders import Orders
@@ -31,6 +33,7 @@ from workers.rate_scan import RATES, best_rate, outcome, trial_of
 from workers.recompute import Recomputed
 from workers.seeds import seed_torch
 from workers.step import Stepper, rows_of, weights_of
+from workers.traffic import counting_sent_bytes
 
 log = logging.getLogger("dbserve.worker")
 
@@ -51,6 +54,9 @@ class StepReport:
     data_wait_seconds: float  # of that
     memory: MemoryBytes | None  # when newly measured: on the first report, and on CUDA on every one
     capture: Callable[[], TrainingState]  # copies the state at `step`; call it before the generator goes on
+    read_bytes: int = 0  # taken out of the decoded shards since the previous report
+    sent_bytes: int = 0  # of tensors handed to collectives or sent to other processes, since the previous report
+    eval_loss: tuple[BandLoss, ...] = ()  # on validation rows, where they were looked at; never of a baseline
 
 
 def train_block(
@@ -78,14 +84,18 @@ def train_block(
     device = torch.device(device)
     orders = Orders(spec, plan, task, data.train, state, initial_weights)
     if task.workers == 1:
-        yield from training(orders, device, Alone(), trial_done)
+        yield from training(orders, device, Alone(), trial_done, data.validation)
         return
     with leading(orders, device) as workers:
-        yield from training(orders, device, workers, trial_done)
+        yield from training(orders, device, workers, trial_done, data.validation)
 
 
 def training(
-    orders: Orders, device: torch.device, workers: Workers, trial_done: Callable[[], None] | None = None
+    orders: Orders,
+    device: torch.device,
+    workers: Workers,
+    trial_done: Callable[[], None] | None = None,
+    validation: Split | None = None,
 ) -> Generator[StepReport, None, None]:
     """train_block() as one of the task's workers. All of them report the same losses; rank 0's states count."""
     spec, plan, task, state = orders.spec, orders.plan, orders.task, orders.state
@@ -106,8 +116,10 @@ def training(
     stepper = stepper_of(plan.training, task.name)
     if state is not None:
         stepper.restore(state)
+    held_out = _held_out(plan, task, network, validation)
     progress = Progress(task, summary)
-    with closing(stream_of(task.name, start)) as stream:
+    with counting_sent_bytes() as sent, closing(stream_of(task.name, start)) as stream:
+        sent_before = 0
         for step in range(start, task.steps):
             batch = next(stream)
             rate = learning_rate(plan.training, summary.learning_rate, step, task.steps)
@@ -116,11 +128,22 @@ def training(
                 mean_loss, grad_norm, memory = stepper.measured_step(step, batch, rate)
             else:
                 mean_loss, grad_norm = stepper.step(step, batch, rate)
-            progress.add(mean_loss, samples=len(batch.inputs) * workers.size, waited=batch.waited_seconds)
+            progress.add(
+                mean_loss,
+                samples=len(batch.inputs) * workers.size,
+                waited=batch.waited_seconds,
+                read_bytes=batch.read_bytes,
+            )
             if _report_is_due(step, start, task.steps, spec.checkpoint.every_steps, device):
                 if memory is None and device.type == "cuda":
                     memory = stepper.allocator_memory(progress.summary.memory)
                 mean = progress.close(step + 1, memory)
+                last = step + 1 == task.steps
+                looks = last or (step + 1) % spec.checkpoint.every_steps == 0
+                eval_loss = ()
+                if held_out is not None and looks and held_out.due(step + 1, last=last):
+                    eval_loss = held_out.look(step + 1)
+                sent_now = sent.total
                 yield StepReport(
                     step=step + 1,
                     total=task.steps,
@@ -132,7 +155,11 @@ def training(
                     data_wait_seconds=mean.waited,
                     memory=memory,
                     capture=partial(stepper.capture, step + 1, progress.summary),
+                    read_bytes=mean.read_bytes,
+                    sent_bytes=sent_now - sent_before,
+                    eval_loss=eval_loss,
                 )
+                sent_before = sent_now
                 progress.restart_clock()
 
 
@@ -167,6 +194,13 @@ def loss_of(plan: JobPlan, task: TaskPlan, network: nn.Module) -> Loss:
             return kind.denoising_loss(contract, network, (block.train_sigma_min, block.train_sigma_max))
         case _:
             return kind.baseline_loss(contract, network)
+
+
+def _held_out(plan: JobPlan, task: TaskPlan, network: nn.Module, rows: Split | None) -> HeldOutLoss | None:
+    """None: the task is a baseline, which knows no noise level, or nothing is held out."""
+    if task.kind not in {TaskKind.TRUNK, TaskKind.BLOCK} or not rows:
+        return None
+    return HeldOutLoss(architecture(plan.contract.architecture), network, plan, task, rows)
 
 
 def _report_is_due(step: int, start: int, total: int, checkpoint_every: int, device: torch.device) -> bool:

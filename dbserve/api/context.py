@@ -13,9 +13,10 @@ from dbserve.api.readiness import ArtefactProbe
 from dbserve.api.submission import Plans
 from dbserve.api.watching import LiveViews
 from dbserve.errors import JobNotFound, ModelNotFound
-from dbserve.metrics import HttpMetrics, WorkDone
+from dbserve.metrics import HttpMetrics
 from dbserve.settings import Settings
 from dbserve.store import JobStore
+from dbserve.tracing import UNTRACED, Tracer
 
 _ID = re.compile(r"[A-Za-z0-9]{1,64}")  # ids become parts of storage keys and of paths: nothing else may
 
@@ -24,8 +25,8 @@ _ID = re.compile(r"[A-Za-z0-9]{1,64}")  # ids become parts of storage keys and o
 class Services:
     settings: Settings
     opened: JobStore  # for what has to wait for Redis however long it takes
+    tracer: Tracer = UNTRACED
     http: HttpMetrics = field(default_factory=HttpMetrics)
-    work: WorkDone = field(default_factory=WorkDone)
 
     @property
     def store(self) -> JobStore:

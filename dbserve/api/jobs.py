@@ -9,10 +9,11 @@ from dbserve.api.auth import Owner
 from dbserve.api.context import JobId, Store, With
 from dbserve.api.problems import problems
 from dbserve.api.submission import BODY, Submitted
-from dbserve.api.views import block_view, block_views, checkpoint_views, job_summary, job_view
-from dbserve.contracts.plan import JobPlan
+from dbserve.api.traces import Traced
+from dbserve.api.views import block_view, block_views, checkpoint_views, job_summary, job_view, metrics_view
+from dbserve.contracts.plan import TRAINED, JobPlan
 from dbserve.contracts.status import JobStatus
-from dbserve.contracts.views import BlockView, JobSummary, JobView, Page, TaskCheckpointView
+from dbserve.contracts.views import BlockView, JobMetricsView, JobSummary, JobView, Page, TaskCheckpointView
 from dbserve.errors import ConfigInvalid
 from dbserve.failpoints import failpoint
 
@@ -31,6 +32,11 @@ class JobsQuery(BaseModel, extra="forbid"):
     label: list[str] = Field(default_factory=list[str], max_length=32, description="key=value; all given must match")
 
 
+class MetricsQuery(BaseModel, extra="forbid"):
+    points: int = Field(default=120, ge=2, le=1000, description="of each task, at most; evenly chosen")
+    task: str | None = Field(default=None, max_length=64, description="of this task only: block-0, end_to_end, ...")
+
+
 class CancelQuery(BaseModel, extra="forbid"):
     force: bool = Field(default=False, description="kill the workers at once: no last checkpoints")
 
@@ -43,7 +49,12 @@ async def make_plan(spec: Submitted, services: With) -> JobPlan:
 
 @router.post("/jobs", tags=["jobs"], status_code=202, openapi_extra=BODY, responses=problems(413, 415, 422, 429))
 async def submit_job(
-    spec: Submitted, services: With, response: Response, owner: Owner, idempotency_key: IdempotencyKey = None
+    traced: Traced,
+    spec: Submitted,
+    services: With,
+    response: Response,
+    owner: Owner,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Accepts a job; answered when it is durable. `Idempotent-Replayed` tells a repeated request from the first."""
     store, request = services.store, spec.digest() if idempotency_key else ""
@@ -61,8 +72,10 @@ async def submit_job(
             request_digest=request,
             owner=owner,
             quota=services.settings.max_jobs_per_key,
+            trace=traced.traceparent,
         )
         failpoint("submit.stored")
+    traced.note({"dbserve.job.id": snapshot.record.id, "dbserve.replayed": not created})
     response.headers["Location"] = f"/v1/jobs/{snapshot.record.id}"
     if not created:
         response.headers["Idempotent-Replayed"] = "true"
@@ -123,6 +136,16 @@ async def retry_job(job_id: JobId, store: Store) -> JobView:
     """
     await store.wishes.retry(job_id)
     return job_view(await store.snapshot(job_id))
+
+
+@router.get("/jobs/{job_id}/metrics", tags=["history"], responses=problems(404, 422))
+async def job_metrics(job_id: JobId, store: Store, query: Annotated[MetricsQuery, Query()]) -> JobMetricsView:
+    """The course of each training: loss, throughput and memory at some of its steps. Kept as long as the job is."""
+    snapshot = await store.snapshot(job_id)
+    chosen = [task.name for task in snapshot.plan.tasks if task.kind in TRAINED and query.task in (None, task.name)]
+    if not chosen:
+        raise ConfigInvalid("the job trains no such task", "/query/task", code="invalid_parameter")
+    return metrics_view(snapshot, await store.courses.read(job_id, chosen), query.points)
 
 
 @router.get("/jobs/{job_id}/checkpoints", tags=["jobs"], responses=problems(404))

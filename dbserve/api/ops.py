@@ -9,7 +9,7 @@ from dbserve.api.context import Services, With
 from dbserve.api.problems import problems
 from dbserve.contracts.views import HealthView, ReadinessView
 from dbserve.errors import StoreUnavailable
-from dbserve.metrics import render
+from dbserve.metrics import Seen, render
 
 router = APIRouter(tags=["operations"])
 
@@ -48,8 +48,9 @@ async def metrics(request: Request, services: With) -> Response:
     """Prometheus exposition. With Redis away, what this process counts is still told, and dbserve_redis_up is 0."""
     try:
         with services.outage.noticing():
-            snapshots = await services.store.recent()
+            await services.store.counters.tell_refusals()
+            seen = Seen(await services.store.recent(), await services.store.counters.read())
     except StoreUnavailable:
-        snapshots = None
-    body, media_type = render(request.headers.get("accept", ""), services.http, services.work, snapshots)
+        seen = None
+    body, media_type = render(request.headers.get("accept", ""), services.http, seen)
     return Response(body, headers={"Content-Type": media_type})

@@ -1,6 +1,7 @@
 """A snapshot as the REST API shows it. Pure."""
 
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from dbserve.contracts.card import ArchitectureCard
@@ -11,17 +12,21 @@ from dbserve.contracts.views import (
     ArchitectureView,
     BlockView,
     CheckpointView,
+    CourseView,
     EventView,
     JobLinks,
+    JobMetricsView,
     JobSummary,
     JobView,
     LogView,
     ModelSummary,
     ModelView,
+    PointView,
     ProgressView,
     TaskCheckpointView,
     TaskView,
 )
+from dbserve.contracts.work import Point, thinned
 from dbserve.errors import BlockNotFound
 from dbserve.progress import conditions, eta_seconds, peak_bytes, step_of, task_eta_seconds
 
@@ -111,7 +116,7 @@ def block_view(snapshot: JobSnapshot, index: int) -> BlockView:
         grad_norm=progress.grad_norm if progress else None,
         learning_rate=progress.learning_rate if progress else None,
         samples_total=progress.samples_total if progress else 0,
-        data_wait_seconds_total=progress.data_wait_seconds_total if progress else 0.0,
+        data_wait_seconds_total=progress.work.data_wait_seconds if progress else 0.0,
         last_step_at=_when(progress.last_step_at) if progress else None,
         last_checkpoint=CheckpointView.model_validate(task.checkpoints[-1].model_dump()) if task.checkpoints else None,
         restarts=task.restarts,
@@ -119,6 +124,25 @@ def block_view(snapshot: JobSnapshot, index: int) -> BlockView:
         pid=task.pid,
         started_at=_when(task.started_at),
         finished_at=_when(task.finished_at),
+    )
+
+
+def metrics_view(snapshot: JobSnapshot, courses: Mapping[str, Sequence[Point]], most: int) -> JobMetricsView:
+    """`most` points of each task, of what its attempts have told."""
+    return JobMetricsView(
+        job_id=snapshot.record.id,
+        tasks=tuple(
+            CourseView(
+                name=task.name,
+                kind=task.kind,
+                index=task.index,
+                total=task.steps,
+                memory_predicted=predicted.total if (predicted := snapshot.plan.memory_of(task)) else None,
+                points=tuple(PointView.model_validate(point.model_dump()) for point in thinned(points, most)),
+            )
+            for task in snapshot.plan.tasks
+            if (points := courses.get(task.name)) is not None
+        ),
     )
 
 

@@ -160,6 +160,20 @@ class JobPlan(BaseModel, frozen=True):
     gpus: float  # held when every block runs at once
     warnings: tuple[str, ...] = ()
 
+    def network_of(self, task: TaskPlan) -> NetworkPlan:
+        """What a trained task trains (one of its workers); a trunk is a block's twin in layers."""
+        match task.kind:
+            case TaskKind.BLOCK:
+                return self.blocks[task.index]
+            case TaskKind.END_TO_END | TaskKind.DATA_PARALLEL:
+                return self.end_to_end
+            case _:
+                return self.shallow
+
+    def memory_of(self, task: TaskPlan) -> MemoryPlan | None:
+        """Bytes predicted for a trained task (of one of its workers); None: a trunk's, which are predicted nowhere."""
+        return None if task.kind is TaskKind.TRUNK else self.network_of(task).memory
+
     def task(self, name: str) -> TaskPlan:
         """The task of that name; KeyError when the plan has none."""
         for task in self.tasks:

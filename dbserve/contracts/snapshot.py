@@ -1,10 +1,11 @@
 """One consistent look at a job: the API, the CLI, the page and /metrics all read this and nothing else."""
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import JobRecord, JobStatus, Progress, Reason, Task
+from dbserve.contracts.work import Work
 
 
 class Standing(BaseModel, frozen=True):
@@ -34,6 +35,7 @@ class JobOutline(BaseModel, frozen=True):
     message: str | None = None
     tasks: dict[str, Task]  # in the plan's order
     progress: dict[str, Progress]  # of each task's current attempt, where it has reported
+    past: dict[str, Work] = Field(default_factory=dict[str, Work])  # of each task's attempts before that
 
 
 class JobSnapshot(JobOutline, frozen=True):

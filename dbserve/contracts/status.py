@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field, JsonValue
 
 from dbserve.contracts.job import DeadlinesSpec, QueueSpec, RetrySpec
 from dbserve.contracts.plan import TaskKind
+from dbserve.contracts.work import BandLoss, Work
 
 
 class Run(BaseModel, frozen=True):
@@ -143,6 +144,7 @@ class Task(BaseModel, frozen=True):
     born: float | None = None  # when the process was created, by its node's clock: with the pid, which process it is
     gpu: str | None = None
     cluster: str | None = None  # identity of the Ray cluster the attempt was launched on
+    trace: str = ""  # W3C traceparent of the attempt's launch; "" where nothing is traced
     checkpoints: tuple[CheckpointRef, ...] = ()  # oldest first
     failed_saves: int = 0  # steps whose checkpoint could not be saved, since the last good one
     failed_save: int | None = None  # the last of them
@@ -163,6 +165,7 @@ class Launched(_Event, frozen=True):
 
     kind: Literal["launched"] = "launched"
     cluster: str
+    trace: str = ""  # W3C traceparent of the launch
 
 
 class Started(_Event, frozen=True):
@@ -301,6 +304,7 @@ class MemoryBytes(BaseModel, frozen=True):
     reserved: int | None = None  # CUDA
     peak: int | None = None  # CUDA: peak allocated; CPU: the sum of the four kinds
     host: int | None = None  # resident set of the worker process
+    device: int | None = None  # size of the memory that it trains in: the GPU's, else the host's
 
 
 class Progress(BaseModel, frozen=True):
@@ -317,7 +321,8 @@ class Progress(BaseModel, frozen=True):
     learning_rate: float | None = None
     samples_total: int = 0  # since step 0, not since this attempt
     samples_per_second: float | None = None
-    data_wait_seconds_total: float = 0.0  # of this attempt
+    eval_loss: tuple[BandLoss, ...] = ()  # the last there is, one of each band of noise levels
+    work: Work = Work()  # of this attempt
     memory: MemoryBytes = MemoryBytes()
 
 
@@ -354,6 +359,7 @@ class JobRecord(BaseModel, frozen=True):
     labels: dict[str, str] = Field(default_factory=dict[str, str])
     architecture: str = ""
     created_at: float
+    trace: str = ""  # W3C traceparent of its submission; "" where nothing is traced
     owner: str = ""  # who submitted it: a digest of the API key; "" where none is asked for
     retry: RetrySpec = RetrySpec()
     deadlines: DeadlinesSpec = DeadlinesSpec()

@@ -182,6 +182,37 @@ class LogView(BaseModel, frozen=True):
     )
 
 
+class PointView(BaseModel, frozen=True):
+    """A training at one of its steps; null: not measured."""
+
+    step: int
+    at: AwareDatetime
+    attempt: int
+    loss: float | None = Field(default=None, description="mean since the point before")
+    grad_norm: float | None = None
+    samples_per_second: float | None = None
+    memory_bytes: int | None = Field(default=None, description="peak so far, in training")
+    host_memory_bytes: int | None = Field(default=None, description="resident set of the worker")
+
+
+class CourseView(BaseModel, frozen=True):
+    """The course of one task's training, by step; what an attempt did anew replaces what was before."""
+
+    name: str
+    kind: TaskKind
+    index: int
+    total: int = Field(description="steps the job asks for")
+    memory_predicted: int | None = Field(default=None, description="bytes in training; null: a trunk's")
+    points: tuple[PointView, ...]
+
+
+class JobMetricsView(BaseModel, frozen=True):
+    """The course of every training of a job."""
+
+    job_id: str
+    tasks: tuple[CourseView, ...]
+
+
 class ModelSummary(BaseModel, frozen=True):
     """An assembled model in a list."""
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import TypeAdapter
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -50,9 +50,40 @@ def open_redis(url: str, *, timeout: float = 5.0) -> Redis:
         raise ConfigInvalid(f"not a Redis url: {error}") from error
 
 
+Operation = Literal["read", "write", "transaction"]
+
+
+class Refusals:
+    """How often Redis refused or did not answer, by operation, until somebody can tell the store of it."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def count(self, operation: str, times: int = 1) -> None:
+        self._counts[operation] = self._counts.get(operation, 0) + times
+
+    def take(self) -> dict[str, int]:
+        """What was not taken before."""
+        counts, self._counts = self._counts, {}
+        return counts
+
+
+refusals = Refusals()  # of this process
+
+
 @asynccontextmanager
-async def reaching_redis() -> AsyncGenerator[None]:
-    """Turns the driver's ways of saying 'away' into StoreUnavailable."""
+async def reaching_redis(operation: Operation = "read") -> AsyncGenerator[None]:
+    """Turns the driver's ways of saying 'away' into StoreUnavailable, and counts them."""
+    try:
+        async with _saying_unavailable():
+            yield
+    except StoreUnavailable:
+        refusals.count(operation)
+        raise
+
+
+@asynccontextmanager
+async def _saying_unavailable() -> AsyncGenerator[None]:
     try:
         yield
     except WatchError:
@@ -67,7 +98,7 @@ async def reaching_redis() -> AsyncGenerator[None]:
 
 async def transaction(redis: Redis, watched: Sequence[str], attempt: Callable[[Pipeline], Awaitable[T]]) -> T:
     """Runs `attempt` under WATCH, again and again until nobody else wrote meanwhile."""
-    async with reaching_redis(), redis.pipeline(transaction=True) as pipe:
+    async with reaching_redis("transaction"), redis.pipeline(transaction=True) as pipe:
         while True:
             try:
                 if watched:
@@ -84,6 +115,7 @@ class Seen:
     tasks: dict[str, Task]
     record: JobRecord  # with the intent as it stands
     now: float  # unix seconds
+    has_webhooks: bool  # somebody may want to be told
 
     @property
     def intent(self) -> Intent:
@@ -92,12 +124,13 @@ class Seen:
 
 async def read_job(pipe: Pipeline, job_id: str) -> Seen:
     """A job inside a transaction that watches its keys, in one round trip. Raises JobNotFound."""
-    answer = await pipe.eval(READ_JOB, 2, keys.tasks(job_id), keys.job(job_id))
-    raw_tasks, (record, intent), (seconds, microseconds) = answer
+    answer = await pipe.eval(READ_JOB, 3, keys.tasks(job_id), keys.job(job_id), keys.WEBHOOKS)
+    raw_tasks, (record, intent), (seconds, microseconds), webhooks = answer
     if record is None or not raw_tasks:
         raise JobNotFound(job_id)
     known = JobRecord.model_validate_json(record).model_copy(update={"intent": Intent(intent)})
-    return Seen(read_tasks(f"[{','.join(raw_tasks)}]"), known, int(seconds) + int(microseconds) / 1e6)
+    now = int(seconds) + int(microseconds) / 1e6
+    return Seen(read_tasks(f"[{','.join(raw_tasks)}]"), known, now, has_webhooks=bool(webhooks))
 
 
 def read_tasks(array: str) -> dict[str, Task]:

@@ -21,21 +21,27 @@ from dbserve.contracts.status import (
     JobStatus,
     Progress,
     Restored,
+    Started,
     Task,
     TaskEvent,
 )
 from dbserve.errors import IdempotencyMismatch, JobNotFound, QuotaExceeded, StaleRun
 from dbserve.lifecycle import advance, new_tasks, standing
 from dbserve.store import keys
+from dbserve.store.attempts import retire, sums_so_far
 from dbserve.store.codec import brief, packed, unpacked
 from dbserve.store.connection import clock, open_redis, reaching_redis, read_job, transaction
+from dbserve.store.counters import Counted, Counters, observe
+from dbserve.store.courses import Courses
 from dbserve.store.history import JOB_CREATED, History, close_if_ended, event_json, log_event
 from dbserve.store.lease import Lease
+from dbserve.store.outbox import announce
 from dbserve.store.outlines import Outlines
 from dbserve.store.results import Results
 from dbserve.store.schema import Schema
 from dbserve.store.scripts import CREATE_JOB, RECORD_PROGRESS
 from dbserve.store.snapshots import in_full, matches
+from dbserve.store.webhooks import Webhooks
 from dbserve.store.wishes import Wishes, write_tasks
 
 IDEMPOTENCY_TTL_SECONDS = 24 * 3600
@@ -58,9 +64,12 @@ class JobStore:
         self._create_job = redis.register_script(CREATE_JOB)
         self._record_progress = redis.register_script(RECORD_PROGRESS)
         self.history = History(redis)
+        self.courses = Courses(redis)
+        self.counters = Counters(redis)
         self.results = Results(redis)
         self.lease = Lease(redis, keys.LEASE)  # of the one reconciler that acts
         self.wishes = Wishes(redis)
+        self.webhooks = Webhooks(redis)
         self.schema = Schema(redis)
         self._outlines = Outlines(redis)
 
@@ -82,7 +91,7 @@ class JobStore:
 
     async def deployment(self) -> str:
         """A name for what this Redis holds, made once. Two deployments may share a Ray cluster by it."""
-        async with reaching_redis():
+        async with reaching_redis("write"):
             await self._redis.set(keys.DEPLOYMENT, secrets.token_hex(4), nx=True)
             return cast(str, await self._redis.get(keys.DEPLOYMENT))
 
@@ -97,6 +106,7 @@ class JobStore:
         request_digest: str,
         owner: str = "",
         quota: int | None = None,
+        trace: str = "",
     ) -> tuple[JobSnapshot, bool]:
         """Stores the job in one transaction; returns it and whether this call made it.
 
@@ -105,7 +115,7 @@ class JobStore:
             QuotaExceeded: the owner has `quota` jobs that have not ended.
         """
         now = time.time()
-        record = new_record(keys.new_job_id(now), spec, plan, owner=owner, now=now)
+        record = new_record(keys.new_job_id(now), spec, plan, owner=owner, now=now, trace=trace)
         tasks = {task.run.task: task for task in new_tasks(record.id, plan, spec, now=now)}
         fields = {
             "record": brief(record),
@@ -124,7 +134,7 @@ class JobStore:
             *(len(fields), *chain.from_iterable(fields.items())),
             *chain.from_iterable((name, brief(task)) for name, task in tasks.items()),
         ]
-        async with reaching_redis():
+        async with reaching_redis("write"):
             answer = cast("list[Any]", await self._create_job(keys=names, args=values))
         if answer[0] == "full":
             raise QuotaExceeded(f"{answer[1]} jobs of this API key have not ended; it may have {quota}")
@@ -231,15 +241,20 @@ class JobStore:
             after = advance(before, dated)
             if after == before and not isinstance(event, Restored):  # moves nothing where nothing was lost; is told
                 return after
-            data = {"state": after.state.value, **event.model_dump(mode="json", exclude={"run", "at", "kind"})}
+            data = {"state": after.state.value, **event.model_dump(mode="json", exclude={"run", "at", "kind", "trace"})}
+            ended = [run] if after.run != run else []
+            sums = await sums_so_far(pipe, ended)
             pipe.multi()
             status = write_tasks(pipe, seen, {run.task: after}, seen.intent)
-            if after.run != run:
+            if ended:
                 data["attempt"] = after.run.attempt
                 data["message"] = after.message
-                pipe.hdel(keys.progress(run.job_id), keys.progress_field(run))
+                retire(pipe, ended, sums)
+            if isinstance(event, Started) and not any(task.started_at for task in seen.tasks.values()):
+                observe(pipe, Counted.QUEUE_WAIT, seen.now - seen.record.created_at)
             log_event(pipe, run.job_id, event.kind, status, at=seen.now, run=run, data=data)
-            close_if_ended(pipe, run.job_id, status, at=seen.now)
+            announce(pipe, seen, {run.task: after}, seen.intent, event)
+            close_if_ended(pipe, seen.record, status, at=seen.now)
             await pipe.execute()
             return after
 
@@ -264,7 +279,7 @@ class JobStore:
         run = progress.run
         names = [keys.tasks(run.job_id), keys.progress(run.job_id)]
         values = [run.task, str(run.attempt), keys.progress_field(run), brief(progress)]
-        async with reaching_redis():
+        async with reaching_redis("write"):
             raw = cast(str | None, await self._record_progress(keys=names, args=values))
         if raw is None:
             raise JobNotFound(run.job_id)
@@ -326,13 +341,14 @@ class JobStore:
         return known[1]
 
 
-def new_record(job_id: str, spec: JobSpec, plan: JobPlan, *, owner: str, now: float) -> JobRecord:
+def new_record(job_id: str, spec: JobSpec, plan: JobPlan, *, owner: str, now: float, trace: str = "") -> JobRecord:
     return JobRecord(
         id=job_id,
         name=spec.name,
         labels=dict(spec.labels),
         architecture=plan.contract.architecture,
         created_at=now,
+        trace=trace,
         owner=owner,
         retry=spec.retry,
         deadlines=spec.deadlines,

@@ -17,6 +17,9 @@ DELETED = "dbserve:deleted"  # ids whose artefacts are still to be removed
 MODELS = "dbserve:models"  # as JOBS
 LEASE = "dbserve:lease:reconciler"
 UPGRADE = "dbserve:lease:upgrade"
+COUNTERS = "dbserve:counters"  # hash of numbers that only grow
+WEBHOOKS = "dbserve:webhooks"  # hash: id -> Webhook; absent where there is none
+OUTBOX = "dbserve:webhooks:outbox"  # stream: what webhooks are still to be told of
 EVERY_REQUEST = "dbserve:idempotency:*"
 
 
@@ -31,12 +34,27 @@ def tasks(job_id: str) -> str:
 
 
 def progress(job_id: str) -> str:
-    """Hash: progress_field(run) -> Progress."""
+    """Hash: progress_field(run) -> Progress, past_field(task) -> Work, last_field(task) -> Progress."""
     return f"dbserve:job:{job_id}:progress"
 
 
 def progress_field(run: Run) -> str:
     return f"{run.task}/{run.attempt}"
+
+
+def past_field(task: str) -> str:
+    """Of what a task's ended attempts did, but for the last of them."""
+    return f"{task}/past"
+
+
+def last_field(task: str) -> str:
+    """Of what the last of a task's ended attempts had told."""
+    return f"{task}/last"
+
+
+def course(job_id: str, task: str) -> str:
+    """List of Point, in the order in which they were told."""
+    return f"dbserve:job:{job_id}:course:{task}"
 
 
 def events(job_id: str) -> str:
@@ -58,6 +76,21 @@ def owner(name: str) -> str:
 
 def model(model_id: str) -> str:
     return f"dbserve:model:{model_id}"
+
+
+def webhook_pending(webhook_id: str) -> str:
+    """Hash: message id -> Delivery that has neither arrived nor been given up."""
+    return f"dbserve:webhook:{webhook_id}:pending"
+
+
+def webhook_due(webhook_id: str) -> str:
+    """Sorted set of those message ids, by the unix seconds of their next attempt."""
+    return f"dbserve:webhook:{webhook_id}:due"
+
+
+def webhook_attempts(webhook_id: str) -> str:
+    """List of the last attempts, newest first."""
+    return f"dbserve:webhook:{webhook_id}:attempts"
 
 
 def new_job_id(now: float) -> str:

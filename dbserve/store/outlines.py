@@ -7,11 +7,10 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
 from dbserve.contracts.snapshot import JobOutline, ListedJob
-from dbserve.contracts.status import HELD, STOPPING
 from dbserve.store import keys
 from dbserve.store.connection import reaching_redis
 from dbserve.store.scripts import LOOK
-from dbserve.store.snapshots import as_listed, as_outline, current_progress
+from dbserve.store.snapshots import as_listed, as_outline, current_progress, past_work
 
 READ_AT_ONCE = 200
 _KEYS = (keys.job, keys.tasks, keys.progress)
@@ -54,7 +53,7 @@ class Outlines:
 
     async def _learn(self, ids: Sequence[str]) -> None:
         for revision, outline in await self._read(ids):
-            self._known[outline.record.id] = revision, outline.model_copy(update={"progress": {}})
+            self._known[outline.record.id] = revision, outline.model_copy(update={"progress": {}, "past": {}})
 
     async def _read(self, ids: Sequence[str]) -> list[tuple[str, JobOutline]]:
         """With their revisions. READ_AT_ONCE jobs a time, so that nobody else waits long for Redis."""
@@ -70,16 +69,15 @@ class Outlines:
         return found
 
     async def _with_progress(self, outlines: list[JobOutline]) -> list[JobOutline]:
-        """Heartbeats change no revision; only tasks with workers have any."""
-        held = HELD | STOPPING
-        running = [job for job in outlines if any(task.state in held for task in job.tasks.values())]
+        """Heartbeats change no revision; nobody tells of a task that has not begun."""
+        begun = [job for job in outlines if any(task.started_at is not None for task in job.tasks.values())]
         async with reaching_redis():
-            told = await self._each([job.record.id for job in running], _ask_progress)
-        progress = {job.record.id: current_progress(job.tasks, raw) for job, raw in zip(running, told, strict=True)}
-        return [
-            job.model_copy(update={"progress": progress[job.record.id]}) if job.record.id in progress else job
-            for job in outlines
-        ]
+            told = await self._each([job.record.id for job in begun], _ask_progress)
+        found = {
+            job.record.id: {"progress": current_progress(job.tasks, raw), "past": past_work(job.tasks, raw)}
+            for job, raw in zip(begun, told, strict=True)
+        }
+        return [job.model_copy(update=found[job.record.id]) if job.record.id in found else job for job in outlines]
 
     async def _each(self, ids: Sequence[str], ask: Callable[[Pipeline, str], object]) -> list[Any]:
         """One question about each of the jobs, in one round trip."""

@@ -95,3 +95,15 @@ for place = 1, #KEYS, 2 do
 end
 return found
 """
+
+# What an attempt that ends has told is kept apart, whatever it told last; what stood there goes.
+# KEYS: progress; ARGV: its field, the field of what was told last
+SET_ASIDE = """
+local told = redis.call('HGET', KEYS[1], ARGV[1])
+if told then
+    redis.call('HSET', KEYS[1], ARGV[2], told)
+    redis.call('HDEL', KEYS[1], ARGV[1])
+else
+    redis.call('HDEL', KEYS[1], ARGV[2])
+end
+"""

@@ -6,6 +6,7 @@ from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.snapshot import JobOutline, JobSnapshot, ListedJob, Standing
 from dbserve.contracts.status import Intent, JobRecord, JobStatus, Progress, Task
+from dbserve.contracts.work import Work, sum_of
 from dbserve.lifecycle import job_reason, job_state
 from dbserve.store import keys
 from dbserve.store.connection import read_tasks
@@ -23,6 +24,7 @@ def as_outline(head: Sequence[str], raw_tasks: str, raw_progress: Mapping[str, s
         message=message,
         tasks=tasks,
         progress=current_progress(tasks, raw_progress),
+        past=past_work(tasks, raw_progress),
     )
 
 
@@ -35,6 +37,19 @@ def current_progress(tasks: Mapping[str, Task], raw: Mapping[str, str]) -> dict[
         for name, task in tasks.items()
         if (told := raw.get(keys.progress_field(task.run))) is not None
     }
+
+
+def past_work(tasks: Mapping[str, Task], raw: Mapping[str, str]) -> dict[str, Work]:
+    """What each task's ended attempts did together, where they told anything."""
+    found = {name: past_work_of(raw.get(keys.past_field(name)), raw.get(keys.last_field(name))) for name in tasks}
+    return {name: work for name, work in found.items() if work is not None}
+
+
+def past_work_of(past: str | None, last: str | None) -> Work | None:
+    """The sum of the older ones, and what the last one had told. None: neither is there."""
+    works = [Work.model_validate_json(past)] if past is not None else []
+    works += [_dated(last).work] if last is not None else []
+    return sum_of(works) if works else None
 
 
 def _dated(told: str) -> Progress:

@@ -26,9 +26,11 @@ from dbserve.contracts.status import (
 from dbserve.errors import JobNotPaused, JobNotTerminal, JobTerminal, NothingToRetry
 from dbserve.lifecycle import advance, job_state, standing
 from dbserve.store import keys
+from dbserve.store.attempts import retire, sums_so_far
 from dbserve.store.codec import brief
 from dbserve.store.connection import Seen, reaching_redis, read_job, transaction
 from dbserve.store.history import close_if_ended, log_event
+from dbserve.store.outbox import announce
 
 Attempt = Callable[[Pipeline], Awaitable[None]]
 
@@ -147,6 +149,7 @@ class Wishes:
             pipe.multi()
             pipe.delete(
                 *(of(job_id) for of in (keys.job, keys.tasks, keys.progress, keys.events, keys.logs)),
+                *(keys.course(job_id, name) for name in seen.tasks),
             )
             pipe.zrem(keys.JOBS, job_id)
             pipe.zrem(keys.FINISHED, job_id)
@@ -165,7 +168,7 @@ class Wishes:
 
     async def artefacts_removed(self, job_id: str) -> None:
         """Nothing of a deleted job is left in the artefact store."""
-        async with reaching_redis():
+        async with reaching_redis("write"):
             await self._redis.srem(keys.DELETED, job_id)
 
     async def _transaction(self, job_id: str, attempt: Attempt) -> None:
@@ -204,16 +207,17 @@ async def _commit(
     data: Mapping[str, object] | None = None,
 ) -> None:
     job_id, before = seen.record.id, _status(seen)
+    ended = [seen.tasks[name].run for name, task in changed.items() if task.run != seen.tasks[name].run]
+    sums = await sums_so_far(pipe, ended)
     pipe.multi()
     pipe.hset(keys.job(job_id), "intent", intent.value)
     status = write_tasks(pipe, seen, changed, intent)
-    for name, task in changed.items():
-        if task.run != seen.tasks[name].run:
-            pipe.hdel(keys.progress(job_id), keys.progress_field(seen.tasks[name].run))
+    retire(pipe, ended, sums)
     if before in TERMINAL_JOB and status not in TERMINAL_JOB:  # it was over, and is no more
         pipe.hdel(keys.job(job_id), "finished_at")
         pipe.zrem(keys.FINISHED, job_id)
         pipe.sadd(keys.ACTIVE, job_id)
     log_event(pipe, job_id, kind, status, at=seen.now, data=data)
-    close_if_ended(pipe, job_id, status, at=seen.now)
+    announce(pipe, seen, changed, intent)
+    close_if_ended(pipe, seen.record, status, at=seen.now)
     await pipe.execute()

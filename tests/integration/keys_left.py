@@ -17,8 +17,12 @@ FIXED = {
     keys.MODELS,
     keys.LEASE,
     keys.UPGRADE,
+    keys.WEBHOOKS,
+    keys.OUTBOX,
+    keys.COUNTERS,
 }
-OF_A_JOB = re.compile(r"dbserve:job:(\w+)(:tasks|:progress|:events|:logs)?")
+OF_A_JOB = re.compile(r"dbserve:job:(\w+)(:tasks|:progress|:events|:logs|:course:[\w-]+)?")
+OF_A_WEBHOOK = re.compile(r"dbserve:webhook:(\w+):(pending|due|attempts)")
 EXPIRING = re.compile(r"dbserve:(idempotency|lease):.*")
 
 
@@ -33,7 +37,11 @@ def leaks(socket: Path) -> list[str]:
         job = OF_A_JOB.fullmatch(key)
         if job is not None and client.zscore(keys.JOBS, job[1]) is None:
             found.append(f"{key} belongs to no job")
-        known = key in FIXED or job or EXPIRING.fullmatch(key) or re.fullmatch(r"dbserve:(model|owner):\w+", key)
+        webhook = OF_A_WEBHOOK.fullmatch(key)
+        if webhook is not None and not client.hexists(keys.WEBHOOKS, webhook[1]):
+            found.append(f"{key} belongs to no webhook")
+        of_another = EXPIRING.fullmatch(key) or re.fullmatch(r"dbserve:(model|owner):\w+", key)
+        known = key in FIXED or job or webhook or of_another
         if not known:
             found.append(f"{key} is no key of ours")
     client.close()

@@ -14,9 +14,11 @@ from jsonschema import Draft202012Validator
 from dbserve.contracts.report import Report
 from dbserve.contracts.snapshot import ModelRecord
 from dbserve.contracts.status import Checkpointed, CheckpointRef, Crashed, MemoryBytes, Progress, Reason
-from dbserve.contracts.views import BlockView, EventView, JobView
+from dbserve.contracts.views import BlockView, EventView, JobMetricsView, JobView
+from dbserve.contracts.work import Point, Work
 from dbserve.store import JobStore
 from tests.integration.serving import finish, start, submitted
+from tests.jobs import small_plan
 from tests.unit.test_report_page import report
 
 # --- reading
@@ -253,7 +255,9 @@ async def test_the_service_is_ready_when_redis_and_the_artefacts_are_there(
 
 async def test_metrics_show_the_jobs_of_the_store(http: httpx.AsyncClient, store: JobStore) -> None:
     job_id = await submitted(store)
-    await start(store, job_id, "block-0")
+    run = await start(store, job_id, "block-0")
+    done = Work(steps=20, samples=640)
+    await store.record_progress(Progress(run=run, step=20, total=20, heartbeat_at=1.0, work=done))
     text = (await http.get("/metrics")).text
     assert "dbserve_redis_up 1.0" in text
     assert 'dbserve_jobs{status="running"} 1.0' in text
@@ -262,6 +266,32 @@ async def test_metrics_show_the_jobs_of_the_store(http: httpx.AsyncClient, store
     text = (await http.get("/metrics")).text
     assert 'dbserve_jobs{status="succeeded"} 1.0' in text
     assert f'dbserve_block_steps_total{{block="0",job_id="{job_id}"}} 20.0' in text
+
+
+async def test_the_course_of_a_training_is_told_after_it_has_ended(http: httpx.AsyncClient, store: JobStore) -> None:
+    job_id = await submitted(store)
+    run = await start(store, job_id, "block-0")
+    await store.courses.append(run, [Point(step=step, at=float(step), attempt=1, loss=1.0 / step) for step in (5, 10)])
+    await store.apply(Crashed(run=run, reason=Reason.WORKER_LOST, message="killed"))
+    again = await start(store, job_id, "block-0", attempt=2)
+    told = [Point(step=step, at=100.0 + step, attempt=2, loss=2.0, memory_bytes=7) for step in (6, 20)]
+    await store.courses.append(again, told)
+    await store.courses.append(again, told)  # told twice
+    await finish(store, job_id)
+    view = JobMetricsView.model_validate_json((await http.get(f"/v1/jobs/{job_id}/metrics")).content)
+    assert [task.name for task in view.tasks] == ["block-0", "block-1"]
+    course = view.tasks[0]
+    assert [(point.step, point.attempt, point.loss) for point in course.points] == [
+        (5, 1, 0.2),
+        (6, 2, 2.0),
+        (20, 2, 2.0),
+    ]
+    assert (course.total, course.memory_predicted) == (20, small_plan().blocks[0].memory.total)
+    few = await http.get(f"/v1/jobs/{job_id}/metrics", params={"points": 2, "task": "block-0"})
+    assert [point["step"] for point in few.json()["tasks"][0]["points"]] == [5, 20]
+    assert (await http.get(f"/v1/jobs/{job_id}/metrics", params={"task": "assembly"})).status_code == 422
+    await http.delete(f"/v1/jobs/{job_id}")
+    assert (await http.get(f"/v1/jobs/{job_id}/metrics")).status_code == 404
 
 
 def test_events_have_times_that_a_reader_can_compare() -> None:

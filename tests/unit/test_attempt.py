@@ -357,7 +357,7 @@ async def test_every_rate_of_a_scan_is_a_sign_of_life(artefacts: Artefacts) -> N
     spec = training_spec(training={"lr": "scan"})
     store, pulse = OneTask(spec), Orders()
     await attempt(store, artefacts, spec, pulse)
-    assert pulse.trials == 4
+    assert pulse.account.progress().trials == 4
 
 
 async def test_a_checkpoint_refused_to_a_task_that_crashed_ends_the_attempt(

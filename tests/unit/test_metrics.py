@@ -1,6 +1,7 @@
 """The exposition: read back by Prometheus' own parser."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 import pytest
 from prometheus_client import Metric
@@ -8,16 +9,23 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dbserve.contracts.snapshot import JobOutline, JobSnapshot
 from dbserve.contracts.status import MemoryBytes, Reason, TaskState
-from dbserve.metrics import HttpMetrics, WorkDone, render
+from dbserve.contracts.work import SAVE_BOUNDS, STEP_BOUNDS, BandLoss, Durations, Work
+from dbserve.metrics import HttpMetrics, Seen, render
+from dbserve.metrics.jobs import STAGES
+from dbserve.store.counters import Totals
 from tests.jobs import small_plan
 from tests.snapshots import NOW, baselines_spec, checkpoint, memory, running, snapshot
+
+TRAINED_TASKS = ("block__0", "block__1", "end_to_end", "shallow__0", "shallow__1")
 
 Labels = frozenset[tuple[str, str]]
 
 
-def exposed(jobs: Iterable[JobOutline] | None, work: WorkDone | None = None, http: HttpMetrics | None = None) -> str:
-    jobs = None if jobs is None else list(jobs)
-    return render("", http or HttpMetrics(), work or WorkDone(), jobs)[0].decode()
+def exposed(
+    jobs: Iterable[JobOutline] | None, http: HttpMetrics | None = None, totals: Mapping[str, str] | None = None
+) -> str:
+    seen = None if jobs is None else Seen(list(jobs), Totals(totals or {}))
+    return render("", http or HttpMetrics(), seen)[0].decode()
 
 
 def families(text: str) -> dict[str, Metric]:
@@ -35,22 +43,33 @@ def value(text: str, sample_name: str, **labels: str) -> float | None:
 def a_running_job() -> JobSnapshot:
     told = {
         "samples_total": 320, "loss": 1.25, "grad_norm": 0.5, "learning_rate": 1e-3,
-        "last_step_at": NOW + 1, "data_wait_seconds_total": 0.25,
-        "memory": MemoryBytes(parameters=10, gradients=11, optimizer=22, activations=57, host=1000),
+        "last_step_at": NOW + 1, "eval_loss": (BandLoss(low=0.002, high=0.05, loss=0.5),),
+        "work": Work(
+            steps=10, samples=320, step_seconds=Durations().observed(0.03, STEP_BOUNDS, 9).observed(0.3, STEP_BOUNDS),
+            data_wait_seconds=0.25, read_bytes=7000, save_seconds=Durations().observed(2.0, SAVE_BOUNDS),
+            failed_checkpoints={"overrun": 1},
+        ),
+        "memory": MemoryBytes(parameters=10, gradients=11, optimizer=22, activations=57, host=1000, device=8000),
     }  # fmt: skip
     block = {**running(10, 64.0, **told), "checkpoints": (checkpoint(5),), "restarts": {Reason.WORKER_LOST: 2}}
     return snapshot(
         block__0=block, end_to_end=running(3, 32.0, memory=memory(250)), block__1=running(1, memory=memory(50))
-    )
+    ).model_copy(update={"past": {"block-0": Work(steps=4, samples=128, nonfinite_steps=1)}})
 
 
 def test_a_running_block_is_told_in_full() -> None:
     text = exposed([a_running_job()])
     block = {"job_id": "j1", "block": "0"}
     plan = small_plan(baselines_spec())
-    assert value(text, "dbserve_block_steps_total", **block) == 10
+    assert value(text, "dbserve_block_steps_total", **block) == 14, "of both attempts"
     assert value(text, "dbserve_block_target_steps", **block) == 20
-    assert value(text, "dbserve_block_samples_total", **block) == 320
+    assert value(text, "dbserve_block_samples_total", **block) == 448
+    assert value(text, "dbserve_block_shard_read_bytes_total", **block) == 7000
+    assert value(text, "dbserve_block_gradient_sent_bytes_total", **block) == 0
+    assert value(text, "dbserve_block_nonfinite_steps_total", **block) == 1
+    assert value(text, "dbserve_block_eval_loss", **block, sigma_band="0.002-0.05") == 0.5
+    assert value(text, "dbserve_block_device_memory_bytes", **block) == 8000
+    assert value(text, "dbserve_block_checkpoint_interval_steps", **block) == 5
     assert value(text, "dbserve_block_loss", **block) == 1.25
     assert value(text, "dbserve_block_grad_norm", **block) == 0.5
     assert value(text, "dbserve_block_learning_rate", **block) == 1e-3
@@ -78,7 +97,7 @@ def test_what_changes_sits_in_the_info_series_alone() -> None:
     (info,) = [s for s in found["dbserve_block_info"].samples if s.labels["block"] == "0"]
     assert info.labels["node"] == "n1"
     assert info.labels["layers"] == "0-1"
-    allowed = {"job_id", "block", "status", "reason", "kind"}
+    allowed = {"job_id", "block", "status", "reason", "kind", "sigma_band", "le"}
     for name, family in found.items():
         if name.startswith("dbserve_block_") and name != "dbserve_block_info":
             assert {label for sample in family.samples for label in sample.labels} <= allowed, name
@@ -107,21 +126,76 @@ def test_a_job_that_has_not_begun_is_counted_and_has_no_series() -> None:
     assert text.count("dbserve_block_loss{") == 1
 
 
-def test_a_counter_of_work_does_not_fall_when_an_attempt_resumes_from_a_checkpoint() -> None:
-    work = WorkDone()
-    shown: list[float | None] = []
-    for step, attempt in ((10, 1), (5, 2), (8, 2), (20, 2)):
-        block = {**running(step), "attempt": attempt}
-        shown.append(
-            value(exposed([snapshot(block__0=block)], work), "dbserve_block_steps_total", job_id="j1", block="0")
-        )
-    assert shown == [10, 10, 13, 25]
+def test_durations_are_told_as_cumulative_buckets() -> None:
+    text, block = exposed([a_running_job()]), {"job_id": "j1", "block": "0"}
+
+    def under(bound: str) -> float | None:
+        return value(text, "dbserve_block_step_duration_seconds_bucket", **block, le=bound)
+
+    assert [under(bound) for bound in ("0.02", "0.05", "0.2", "0.5", "+Inf")] == [0, 9, 9, 10, 10]
+    assert value(text, "dbserve_block_step_duration_seconds_sum", **block) == pytest.approx(0.57)
+    assert value(text, "dbserve_block_step_duration_seconds_count", **block) == 10
 
 
-def test_the_series_of_a_job_that_is_gone_are_gone() -> None:
-    work = WorkDone()
-    assert 'job_id="j1"' in exposed([a_running_job()], work)
-    assert 'job_id="j1"' not in exposed([], work)
+def test_checkpoints_are_told_for_the_job() -> None:
+    text = exposed([a_running_job()])
+    assert value(text, "dbserve_checkpoint_save_duration_seconds_count", job_id="j1") == 1
+    assert value(text, "dbserve_checkpoint_save_duration_seconds_bucket", job_id="j1", le="2.5") == 1
+    told = {stage: value(text, "dbserve_checkpoint_failures_total", job_id="j1", stage=stage) for stage in STAGES}
+    assert told == {"save": 0, "overrun": 1, "restore": 0}
+
+
+def test_a_job_tells_what_it_is_and_when_it_will_be_done() -> None:
+    text = exposed([a_running_job()])
+    assert value(text, "dbserve_job_info", job_id="j1", name="small", architecture="vit") == 1
+    assert (value(text, "dbserve_job_eta_seconds", job_id="j1") or 0) > 0
+
+
+def test_tokens_are_counted_of_text_alone() -> None:
+    assert "dbserve_block_tokens_total{" not in exposed([a_running_job()])
+
+
+def test_what_the_service_counted_over_all_jobs_is_told() -> None:
+    totals = {
+        "queue_wait/1": "3", "queue_wait/sum": "9.5", "job/failed/0": "1", "job/failed/sum": "12.0",
+        "reconcile/2": "40", "reconcile/sum": "0.8", "reconcile/at": str(NOW),
+        "redis_errors/write": "2", "webhook_deliveries/delivered": "5",
+    }  # fmt: skip
+    text = exposed([], totals=totals)
+    assert value(text, "dbserve_job_queue_wait_seconds_bucket", le="5.0") == 3
+    assert value(text, "dbserve_job_queue_wait_seconds_sum") == 9.5
+    assert value(text, "dbserve_job_duration_seconds_count", result="failed") == 1
+    assert value(text, "dbserve_job_duration_seconds_count", result="succeeded") == 0
+    assert value(text, "dbserve_reconcile_duration_seconds_count") == 40
+    assert value(text, "dbserve_reconcile_last_timestamp_seconds") == NOW
+    assert value(text, "dbserve_redis_errors_total", operation="write") == 2
+    assert value(text, "dbserve_redis_errors_total", operation="read") == 0
+    assert value(text, "dbserve_webhook_deliveries_total", result="delivered") == 5
+
+
+def test_fifty_active_blocks_keep_within_five_thousand_series() -> None:
+    """Ten jobs of four blocks, a baseline and the members of an ensemble each, with everything told that can be."""
+    told = {
+        "loss": 1.0, "grad_norm": 1.0, "learning_rate": 1.0, "last_step_at": NOW,
+        "eval_loss": [BandLoss(low=low, high=low + 1, loss=1.0) for low in (0.0, 1.0, 2.0)],
+        "memory": MemoryBytes(
+            parameters=1, gradients=1, optimizer=1, activations=1, allocated=1, reserved=1, peak=1, host=1, device=1
+        ),
+    }  # fmt: skip
+    spec = baselines_spec()
+    block = {**running(10, 64.0, **told), "checkpoints": (checkpoint(5),), "restarts": dict.fromkeys(Reason, 1)}
+    jobs = [snapshot(spec, **{name: dict(block) for name in TRAINED_TASKS}) for _ in range(10)]
+    renamed = [
+        job.model_copy(update={"record": job.record.model_copy(update={"id": f"j{place}"})})
+        for place, job in enumerate(jobs)
+    ]
+    http = HttpMetrics()
+    for route in range(40):
+        for code in (200, 404):
+            http.observe("GET", f"/v1/{route}", code, 0.1)
+    text = exposed(renamed, http)
+    assert len(re.findall(r"^dbserve_block_steps_total", text, re.M)) == 50
+    assert len([line for line in text.splitlines() if not line.startswith("#")]) < 5000
 
 
 def test_without_redis_the_process_still_tells_of_itself() -> None:

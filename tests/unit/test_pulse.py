@@ -4,16 +4,18 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
 
 from dbserve.contracts.plan import TaskKind
 from dbserve.contracts.status import NO_TIME, Progress, Run, Task, TaskState
+from dbserve.contracts.work import Point
 from dbserve.errors import JobNotFound, StoreUnavailable
 from dbserve.store import JobStore
 from workers import pulse as pulse_module
+from workers.account import Account
 from workers.lease import MARGIN_SECONDS, Lease
 from workers.logs import LogBuffer
 from workers.pulse import ABANDON_SECONDS, Order, Pulse, order_of, patiently
@@ -38,6 +40,15 @@ class FakeStore:
         self.answer: Task | Exception = a_task(TaskState.RUNNING)
         self.meanwhile: Callable[[], None] = lambda: None
         self.told: list[Progress] = []
+        self.points: list[Point] = []
+        self.courses = self
+        self.counters = self
+
+    async def append(self, run: Run, points: Sequence[Point]) -> None:
+        self.points += points
+
+    async def tell_refusals(self) -> None:
+        """This store refuses nothing."""
 
     async def record_progress(self, progress: Progress) -> Task:
         self.told.append(progress)
@@ -71,7 +82,8 @@ def store() -> FakeStore:
 @pytest.fixture
 def pulse(clock: Clock, store: FakeStore) -> Pulse:
     lease = Lease(LEASE_SECONDS, clock=clock)
-    return Pulse(cast(JobStore, store), RUN, steps=100, batch_size=8, lease=lease, logs=LogBuffer())
+    account = Account(RUN, steps=100, batch_size=8)
+    return Pulse(cast(JobStore, store), RUN, account=account, lease=lease, logs=LogBuffer())
 
 
 class Asking(threading.Thread):
@@ -207,7 +219,7 @@ async def test_a_job_that_was_resumed_under_another_attempt_does_not_bring_this_
 async def test_an_attempt_is_cut_short_only_where_no_training_thread_will_ask_for_orders(pulse: Pulse) -> None:
     pulse.preempt()
     await asyncio.wait_for(pulse.cut_short(), 20.0)
-    pulse.note(a_report(1))
+    pulse.account.note(a_report(1))
     waiting = asyncio.create_task(pulse.cut_short())
     done, _ = await asyncio.wait({waiting}, timeout=0.1)
     assert not done
@@ -215,10 +227,10 @@ async def test_an_attempt_is_cut_short_only_where_no_training_thread_will_ask_fo
 
 
 async def test_a_heartbeat_tells_the_step_and_the_trials_of_a_scan(pulse: Pulse, store: FakeStore) -> None:
-    pulse.trial_done()
-    pulse.trial_done()
+    pulse.account.trial_done()
+    pulse.account.trial_done()
     await pulse.tell()
-    pulse.note(a_report(7))
+    pulse.account.note(a_report(7))
     await pulse.tell()
     assert [(told.trials, told.step, told.samples_total) for told in store.told] == [(2, 0, 0), (2, 7, 56)]
 

@@ -79,6 +79,11 @@ class ResidentSplit:
         """What it takes of the device's memory."""
         return split.inputs.nbytes + split.targets.nbytes if split.tokens is None else 4 * len(split.tokens)
 
+    @property
+    def nbytes(self) -> int:
+        """What of the split was read, to be held."""
+        return self._held.nbytes + (0 if self._labels is None else self._labels.nbytes)
+
     def take(self, places: NDArray[np.int64]) -> Rows:
         rows = _tensor(places).to(self._device)
         if self._labels is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class Batch:
     inputs: Tensor
     labels: Tensor | None
     waited_seconds: float
+    read_bytes: int = 0  # taken out of the decoded shards for it
 
     @property
     def targets(self) -> Tensor:
@@ -75,11 +77,27 @@ def batches(
             inputs, labels = images.take(steps.places(step))
             return augmented(inputs, augment, seed=seed, task=task, step=step), labels
 
-        return _delivered(prepare, start_step, device)
+        return _delivered(prepare, start_step, device, row_bytes(split))
     if pin and ResidentSplit.bytes_of(split) <= torch.cuda.mem_get_info(device)[0] * _RESIDENT_SHARE:
         return resident(ResidentSplit(split, device), steps, start_step)
     mapped = MappedImages(split, pin=pin) if split.tokens is None else MappedText(split, pin=pin)
-    return _delivered(lambda step: mapped.take(steps.places(step)), start_step, device)
+    return _delivered(lambda step: mapped.take(steps.places(step)), start_step, device, row_bytes(split))
+
+
+def first_rows(split: Split, rows: int, device: torch.device) -> Batch:
+    """The first `rows` rows of a split as a batch."""
+    few = split.first(rows)
+    if few.tokens is None:
+        inputs, labels = MappedImages(few, pin=False).take(np.arange(rows))
+    else:
+        inputs, labels = MappedText(few, pin=False).take(np.arange(rows) * few.inputs.shape[1])
+    return Batch(inputs.to(device), labels if labels is None else labels.to(device), 0.0)
+
+
+def row_bytes(split: Split) -> int:
+    """Bytes of one row as the cache holds it, its label included."""
+    labels = 0 if split.labels is None else split.labels.itemsize
+    return split.inputs[:1].nbytes + labels
 
 
 def order_of(split: Split, *, seed: int, task: str) -> Order:
@@ -91,10 +109,12 @@ def order_of(split: Split, *, seed: int, task: str) -> Order:
 
 def resident(split: ResidentSplit, steps: Steps, start_step: int) -> Generator[Batch, None, None]:
     """The same batches from a split that its device holds."""
+    read = split.nbytes  # once, when it was uploaded
     for step in itertools.count(start_step):
         asked = time.perf_counter()
         inputs, labels = split.take(steps.places(step))
-        yield Batch(inputs, labels, time.perf_counter() - asked)
+        yield Batch(inputs, labels, time.perf_counter() - asked, read)
+        read = 0
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -104,7 +124,9 @@ def normalise(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 
-def _delivered(prepare: Callable[[int], Rows], start_step: int, device: torch.device) -> Generator[Batch, None, None]:
+def _delivered(
+    prepare: Callable[[int], Rows], start_step: int, device: torch.device, row_bytes: int
+) -> Generator[Batch, None, None]:
     ready: SimpleQueue[Rows | BaseException] = SimpleQueue()
     slots = threading.Semaphore(_AHEAD)
     closed = threading.Event()
@@ -130,7 +152,7 @@ def _delivered(prepare: Callable[[int], Rows], start_step: int, device: torch.de
                 raise item
             inputs, labels = item
             labels = labels if labels is None else labels.to(device, non_blocking=True)
-            yield Batch(inputs.to(device, non_blocking=True), labels, waited)
+            yield Batch(inputs.to(device, non_blocking=True), labels, waited, len(inputs) * row_bytes)
     finally:
         closed.set()
         slots.release()

@@ -1,0 +1,158 @@
+"""Families of blocks, and of whatever else a job trains.
+
+They carry the labels `job_id` and `block` only; what changes (node, gpu, attempt, ranges) sits in dbserve_block_info.
+`block` is a block's index; the other trained tasks of a job appear under their names (trunk, end_to_end, shallow-0), so
+that memory and throughput against end-to-end can be plotted from the same series.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from dbserve.contracts.plan import TRAINED, TaskKind, TaskPlan
+from dbserve.contracts.snapshot import JobSnapshot
+from dbserve.contracts.status import MemoryBytes, TaskState
+from dbserve.contracts.work import STEP_BOUNDS
+from dbserve.metrics.service import add_durations
+from dbserve.progress import peak_bytes, work_of
+
+BLOCK = ("job_id", "block")
+
+Trained = Sequence[tuple[JobSnapshot, TaskPlan]]
+
+
+def block_families(begun: Sequence[JobSnapshot]) -> Iterator[Metric]:
+    """Of every task that these jobs train."""
+    trained = [(job, task) for job in begun for task in job.plan.tasks if task.kind in TRAINED]
+    yield from _described(trained)
+    yield from _worked(trained)
+    yield from _aimed(trained)
+    yield from _measured(trained)
+
+
+def _key(job: JobSnapshot, task: TaskPlan) -> tuple[str, str]:
+    return job.record.id, str(task.index) if task.kind is TaskKind.BLOCK else task.name
+
+
+def _described(trained: Trained) -> Iterator[Metric]:
+    info = GaugeMetricFamily(
+        "dbserve_block_info",
+        "Where a block runs and what it owns.",
+        labels=(*BLOCK, "node", "gpu_uuid", "attempt", "layers", "sigma_min", "sigma_max"),
+    )
+    status = GaugeMetricFamily("dbserve_block_status", "1 for the status it is in.", labels=(*BLOCK, "status"))
+    restarts = CounterMetricFamily("dbserve_block_restarts", "Attempts that were lost.", labels=(*BLOCK, "reason"))
+    for job, plan in trained:
+        key, task = _key(job, plan), job.tasks[plan.name]
+        info.add_metric((*key, task.node or "", task.gpu or "", str(task.run.attempt), *_ranges(job, plan)), 1)
+        for state in TaskState:
+            status.add_metric((*key, state.value), float(task.state is state))
+        for reason, count in task.restarts.items():
+            restarts.add_metric((*key, reason.value), count)
+    yield from (info, status, restarts)
+
+
+def _ranges(job: JobSnapshot, task: TaskPlan) -> tuple[str, str, str]:
+    if task.kind is TaskKind.BLOCK:
+        block = job.plan.blocks[task.index]
+        return _span(block.layers), f"{block.sigma_min:g}", f"{block.sigma_max:g}"
+    return _span(job.plan.network_of(task).layers), "", ""
+
+
+def _span(layers: tuple[int, int]) -> str:
+    return f"{layers[0]}-{layers[1]}"
+
+
+def _worked(trained: Trained) -> Iterator[Metric]:
+    """Over all attempts: what was done again after a checkpoint was done, and counts."""
+    counters = {
+        field: CounterMetricFamily(f"dbserve_block_{name}", meaning, labels=BLOCK)
+        for field, name, meaning in (
+            ("steps", "steps", "Optimizer steps, repeated ones included."),
+            ("samples", "samples", "Samples trained on."),
+            ("data_wait_seconds", "data_wait_seconds", "Time that training waited for data."),
+            ("read_bytes", "shard_read_bytes", "Bytes taken out of the decoded shards."),
+            ("sent_bytes", "gradient_sent_bytes", "Bytes of tensors handed to collectives or sent to others."),
+            ("nonfinite_steps", "nonfinite_steps", "Steps whose loss was not finite."),
+        )
+    }
+    tokens = CounterMetricFamily("dbserve_block_tokens", "Tokens trained on, where the data are text.", labels=BLOCK)
+    lasted = HistogramMetricFamily(
+        "dbserve_block_step_duration_seconds", "An optimizer step, the wait for its data included.", labels=BLOCK
+    )
+    for job, task in trained:
+        if job.tasks[task.name].started_at is None:
+            continue
+        key, work = _key(job, task), work_of(job, task.name)
+        for field, family in counters.items():
+            family.add_metric(key, getattr(work, field))
+        if job.plan.data.sequence_length is not None:
+            tokens.add_metric(key, work.tokens)
+        add_durations(lasted, key, work.step_seconds, STEP_BOUNDS)
+    yield from (*counters.values(), tokens, lasted)
+
+
+def _aimed(trained: Trained) -> Iterator[Metric]:
+    target = GaugeMetricFamily("dbserve_block_target_steps", "Steps the job asks for.", labels=BLOCK)
+    interval = GaugeMetricFamily(
+        "dbserve_block_checkpoint_interval_steps", "Steps from one checkpoint to the next.", labels=BLOCK
+    )
+    for job, task in trained:
+        target.add_metric(_key(job, task), task.steps)
+        interval.add_metric(_key(job, task), job.spec.checkpoint.every_steps)
+    yield from (target, interval)
+
+
+def _measured(trained: Trained) -> Iterator[Metric]:
+    gauges = {
+        field: GaugeMetricFamily(f"dbserve_block_{name}", meaning, labels=BLOCK)
+        for field, name, meaning in (
+            ("loss", "loss", "Last training loss; nats for classification."),
+            ("grad_norm", "grad_norm", "Last gradient norm, before clipping."),
+            ("learning_rate", "learning_rate", "Last learning rate."),
+            ("last_step_at", "last_step_timestamp_seconds", "When the last step ended."),
+            ("heartbeat_at", "heartbeat_timestamp_seconds", "When the worker last told of itself."),
+        )
+    }
+    held_out = GaugeMetricFamily(
+        "dbserve_block_eval_loss",
+        "Loss on validation rows by noise level, as last looked at with a checkpoint; not of baselines.",
+        labels=(*BLOCK, "sigma_band"),
+    )
+    saved = GaugeMetricFamily("dbserve_block_last_checkpoint_timestamp_seconds", "Last whole checkpoint.", labels=BLOCK)
+    host = GaugeMetricFamily("dbserve_block_host_memory_bytes", "Resident set of the worker.", labels=BLOCK)
+    device = GaugeMetricFamily(
+        "dbserve_block_device_memory_bytes",
+        "Size of the memory it trains in: the GPU's, else the host's.",
+        labels=BLOCK,
+    )
+    memory = GaugeMetricFamily(
+        "dbserve_block_memory_bytes", "Bytes in training, by kind; predicted is the plan's.", labels=(*BLOCK, "kind")
+    )
+    for job, plan in trained:
+        key, task, progress = _key(job, plan), job.tasks[plan.name], job.progress.get(plan.name)
+        if (predicted := job.plan.memory_of(plan)) is not None:
+            memory.add_metric((*key, "predicted"), predicted.total)
+        if task.checkpoints:
+            saved.add_metric(key, task.checkpoints[-1].at)
+        if progress is None:
+            continue
+        for field, family in gauges.items():
+            if (value := getattr(progress, field)) is not None:
+                family.add_metric(key, value)
+        for band in progress.eval_loss:
+            held_out.add_metric((*key, f"{band.low:.3g}-{band.high:.3g}"), band.loss)
+        for kind, size in _kinds(progress.memory):
+            memory.add_metric((*key, kind), size)
+        for family, size in ((host, progress.memory.host), (device, progress.memory.device)):
+            if size is not None:
+                family.add_metric(key, size)
+    yield from (*gauges.values(), held_out, saved, host, device, memory)
+
+
+def _kinds(memory: MemoryBytes) -> Iterator[tuple[str, int]]:
+    for kind in ("parameters", "gradients", "optimizer", "activations", "allocated", "reserved"):
+        if (size := getattr(memory, kind)) is not None:
+            yield kind, size
+    if (peak := peak_bytes(memory)) is not None:
+        yield "peak", peak

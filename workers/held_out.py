@@ -1,0 +1,89 @@
+"""How a denoiser does on rows it is not trained on, by noise level, while it trains."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from dbserve.contracts.plan import Contract, JobPlan, TaskKind, TaskPlan
+from dbserve.contracts.work import BandLoss
+from workers.data import Batch, Split, first_rows
+from workers.method.partition import equal_mass_edges, log_uniform_edges, masking_edges
+from workers.models import Architecture, Loss
+from workers.seeds import seed_of, seed_torch
+
+BANDS = 3  # of the noise levels that a network answers for
+MOST_ROWS = 32
+LEAST_STEPS = 100  # between two looks: they take less than a hundredth of the time that these steps take
+
+
+class HeldOutLoss:
+    """The same rows and the same noise at every look, so that what changes is the network. Takes the weights as they
+    are, not their average, and draws no random number that the training would have drawn."""
+
+    def __init__(
+        self, architecture: Architecture, network: nn.Module, plan: JobPlan, task: TaskPlan, rows: Split
+    ) -> None:
+        contract = plan.contract
+        low, high = _levels(plan, task)
+        self._bands = bands(contract, low, high)
+        self._losses: list[Loss] = [architecture.denoising_loss(contract, network, band) for band in self._bands]
+        self._network = network
+        self._device = next(network.parameters()).device
+        self._cuda = [self._device] if self._device.type == "cuda" else []
+        self._bf16 = plan.training.precision == "bf16"
+        self._compiled = plan.training.compile
+        self._seed, self._name = plan.training.seed, task.name
+        micro = plan.training.batch_size // plan.training.accumulate
+        self._batch = first_rows(rows, min(len(rows), micro, MOST_ROWS), self._device)
+        self._looked_at: int | None = None
+
+    def due(self, step: int, *, last: bool) -> bool:
+        """Whether to look after this (1-based) step, at which a checkpoint is due."""
+        return last or self._looked_at is None or step - self._looked_at >= LEAST_STEPS
+
+    def look(self, step: int) -> tuple[BandLoss, ...]:
+        """Mean loss in each band, lowest noise first."""
+        self._looked_at = step
+        self._network.eval()
+        try:
+            with torch.no_grad(), self._as_written(), torch.random.fork_rng(devices=self._cuda):  # pyright: ignore[reportUnknownMemberType]
+                seed_torch("held-out", self._seed, self._name)
+                return tuple(
+                    BandLoss(low=low, high=high, loss=self._mean(loss, self._batch))
+                    for (low, high), loss in zip(self._bands, self._losses, strict=True)
+                )
+        finally:
+            self._network.train()
+
+    def _as_written(self) -> AbstractContextManager[object]:
+        """Layers that were compiled for training are not compiled anew for this."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
+
+    def _mean(self, loss: Loss, batch: Batch) -> float:
+        generator = torch.Generator(self._device).manual_seed(seed_of("held-out", self._seed, self._name))
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            return float(loss(batch, generator))
+
+
+def bands(contract: Contract, low: float, high: float) -> tuple[tuple[float, float], ...]:
+    """BANDS (low, high) intervals of equal probability between two noise levels, lowest first."""
+    return tuple((below, above) for above, below in reversed([*pairwise(_edges(contract, low, high))]))
+
+
+def _edges(contract: Contract, low: float, high: float) -> Sequence[float]:
+    if contract.p_mean is None or contract.p_std is None:
+        return masking_edges(BANDS, t_min=low, t_max=high)
+    try:
+        return equal_mass_edges(BANDS, p_mean=contract.p_mean, p_std=contract.p_std, sigma_min=low, sigma_max=high)
+    except ValueError:  # too little mass to be cut
+        return log_uniform_edges(BANDS, sigma_min=low, sigma_max=high)
+
+
+def _levels(plan: JobPlan, task: TaskPlan) -> tuple[float, float]:
+    """The noise levels that the task's network answers for; a trunk's are all of them."""
+    if task.kind is TaskKind.BLOCK:
+        return plan.blocks[task.index].sigma_min, plan.blocks[task.index].sigma_max
+    return plan.contract.sigma_min, plan.contract.sigma_max

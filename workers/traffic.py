@@ -1,0 +1,91 @@
+"""What this process sends to other processes of a training: counted where it is handed over, not declared.
+
+Every collective and every send of torch.distributed's process groups is counted by the tensors that it is given,
+whoever calls it: ours, which call a group's backend, and torch.distributed's own functions, which call the group. Not
+seen is what C++ calls by itself, as DistributedDataParallel's reducer does; nothing here uses it.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, cast
+
+from torch import Tensor
+
+# Calls of a process group, and which of their arguments holds what is sent; the other one is where it arrives.
+_FIRST, _SECOND = 0, 1
+_SENDING = {
+    **dict.fromkeys(("allreduce", "allreduce_coalesced", "broadcast", "reduce", "send"), _FIRST),
+    **dict.fromkeys(
+        (
+            "_allgather_base",
+            "_reduce_scatter_base",
+            "all_gather_single",
+            "all_gather_single_coalesced",
+            "all_to_all_single",
+            "allgather",
+            "allgather_coalesced",
+            "allgather_into_tensor_coalesced",
+            "alltoall",
+            "alltoall_base",
+            "gather",
+            "reduce_scatter",
+            "reduce_scatter_single",
+            "reduce_scatter_single_coalesced",
+            "reduce_scatter_tensor_coalesced",
+            "scatter",
+        ),
+        _SECOND,
+    ),
+}
+
+
+class SentBytes:
+    """Bytes of tensors handed over so far. What an algorithm makes of them on the wire may be up to twice as many."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def saw(self, given: Iterable[Any]) -> None:
+        self.total += sum(tensor.numel() * tensor.element_size() for tensor in _tensors(given))
+
+
+@contextlib.contextmanager
+def counting_sent_bytes() -> Generator[SentBytes, None, None]:
+    """Counts what the process sends inside it. Contexts may be nested, and each counts."""
+    sent = SentBytes()
+    with contextlib.ExitStack() as undo:
+        for kind in _kinds_of_group():
+            for name, place in _SENDING.items():
+                call: Callable[..., Any] | None = vars(kind).get(name)
+                if call is not None:
+                    setattr(kind, name, _counted(call, place, sent))
+                    undo.callback(setattr, kind, name, call)
+        yield sent
+
+
+def _kinds_of_group() -> Iterator[type[Any]]:
+    """The group, and what all its backends inherit their calls from; neither, where torch was built without them."""
+    import torch.distributed as distributed
+
+    if distributed.is_available():
+        yield distributed.ProcessGroup
+        yield distributed.distributed_c10d.Backend
+
+
+def _counted(call: Callable[..., Any], place: int, sent: SentBytes) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def counted(group: Any, *given: Any, **named: Any) -> Any:
+        arguments = [*given, *named.values()]
+        sent.saw(arguments[place : place + 1])
+        return call(group, *given, **named)
+
+    return counted
+
+
+def _tensors(given: Iterable[Any]) -> Iterator[Tensor]:
+    for value in given:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(cast("list[Any]", value))
