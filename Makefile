@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-unit lint bench bench-api bench-recovery soak cards dashboards schema clean
+.PHONY: setup demo test test-ui screenshots test-unit lint bench bench-api bench-recovery soak cards dashboards schema clean
 
 setup: $(STAMP)
 
@@ -19,7 +19,15 @@ demo: setup
 	$(BIN)/python -m examples.demo
 
 test: setup
-	$(BIN)/python -m pytest tests -m "not chaos"
+	$(BIN)/python -m pytest tests -m "not chaos and not ui"
+
+# The page, in a real Chromium (apt install chromium chromium-driver).
+test-ui: setup
+	$(BIN)/python -m pytest tests/ui
+
+# The pictures in docs/monitoring.md, from a real run.
+screenshots: setup
+	DBSERVE_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/ui/test_pictures.py
 
 # Slow tests that break things for real: killed workers, stopped raylets, full disks, a Redis that stalls.
 CHAOS ?= chaos

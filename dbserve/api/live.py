@@ -28,9 +28,10 @@ LastSeen = Annotated[
 async def live(job_id: JobId, services: With, last_seen: LastSeen = None) -> Response:
     """The job whenever it has changed, once a second at most: events `job`, each GET /v1/jobs/{job_id} less its `spec`.
 
-    A reader that is slow misses views, never the newest. A comment comes every 15 s; after the last view of a job that
-    has ended, an event `end`. A stream that ends without it is to be asked for again, with Last-Event-ID; where the
-    job had ended before, that is answered 204, at which an EventSource stops.
+    `newest_event` is added: the id of the last event of its history. A reader that is slow misses views, never the
+    newest. A comment comes every 15 s; after the last view of a job that has ended, an event `end`. A stream that
+    ends without it is to be asked for again, with Last-Event-ID; where the job had ended before, that is answered
+    204, at which an EventSource stops.
     """
     services.outage.refuse()
     view = await services.live.newest(job_id)

@@ -6,6 +6,7 @@ Unlike events, views replace each other. So nothing is queued: what a slow reade
 import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
@@ -133,7 +134,10 @@ class LiveViews:
 
     async def _look(self, job_id: str) -> EncodedView:
         snapshot = await self._store.snapshot(job_id)
-        body = job_view(snapshot).model_dump_json(exclude={"spec"})
+        # A viewer who lists events asks for more only where this has moved.
+        newest = await self._store.history.newest_event(job_id)
+        view = job_view(snapshot).model_dump(mode="json", exclude={"spec"}) | {"newest_event": newest}
+        body = json.dumps(view, separators=(",", ":"))
         view_id = hashlib.sha256(body.encode()).hexdigest()[:16]
         encoded = ServerSentEvent(body, event="job", id=view_id, sep="\n").encode()
         return EncodedView(view_id, encoded, ended=snapshot.status in TERMINAL_JOB)

@@ -8,7 +8,7 @@ import { eventSentence, taskTitle } from "/assets/words.js";
 const PAGE = 500; // asked for at once
 const SHOWN = 40; // before all are asked for
 
-/** {node, update(view)}: looks for new events whenever the job has changed. */
+/** {node, update(view)}: looks for new events whenever a view says that there are some. */
 export function events({ here, signal }) {
   const list = h("ol", { class: "events" });
   const all = h("button", { type: "button", class: "more", hidden: true, click: showAll }, "");
@@ -57,7 +57,12 @@ export function events({ here, signal }) {
     fold();
   }
 
-  return { node, update: look };
+  return {
+    node,
+    update({ newest_event: newest }) {
+      if (newest === undefined ? after === null : newest !== after) look();
+    },
+  };
 }
 
 function line(event) {

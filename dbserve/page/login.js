@@ -10,6 +10,7 @@ export function open({ node, signal, wasRefused, done }) {
     id: "key", type: "password", autocomplete: "current-password", required: true, spellcheck: "false",
     autocapitalize: "off", "aria-describedby": "key-note",
   });
+  const user = h("input", { type: "text", class: "unseen", autocomplete: "username", value: "dbserve", tabindex: "-1", "aria-hidden": "true", readonly: true }); // by which a password manager files the key
   const enter = h("button", { class: "primary", type: "submit" }, "Log in");
 
   async function submit(event) {
@@ -39,7 +40,7 @@ export function open({ node, signal, wasRefused, done }) {
   node.append(h("form", { class: "card login", submit },
     h("h1", {}, "Log in"),
     h("p", { class: "soft", id: "key-note" }, "This server asks for an API key. It is kept in this tab only, until you log out or close it."),
-    h("label", { for: "key" }, "API key"), field, trouble, enter));
+    user, h("label", { for: "key" }, "API key"), field, trouble, enter));
   complain("");
   if (wasRefused) refuse();
   field.focus();

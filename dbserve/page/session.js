@@ -53,7 +53,7 @@ export async function ask(path, { method = "GET", headers = {}, body, signal, ca
   if (dated && Math.abs(dated - Date.now() - skew) > 2000) skew = dated - Date.now();
   if (answer.ok) return answer;
   const problem = new Problem(answer.status, await answer.json().catch(() => ({})));
-  if (problem.status === 401) refused(Boolean(held));
+  if (problem.status === 401 && held === key.get()) refused(Boolean(held)); // else: of a key given up meanwhile
   throw problem;
 }
 

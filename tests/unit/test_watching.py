@@ -20,6 +20,7 @@ class FakeStore:
     """A store of one job."""
 
     def __init__(self) -> None:
+        self.history = self
         self.job: JobSnapshot | Exception = at_step(1)
         self.looks = 0
 
@@ -30,6 +31,9 @@ class FakeStore:
         if isinstance(self.job, Exception):
             raise self.job
         return self.job
+
+    async def newest_event(self, job_id: str) -> str:
+        return "7-1"
 
 
 def at_step(step: int) -> JobSnapshot:
@@ -148,6 +152,7 @@ async def test_a_view_is_the_job_without_what_was_submitted(clock: Clock) -> Non
     await until(lambda: bool(watching_it.got))
     view = content(watching_it.got[0])
     assert "spec" not in view
+    assert view["newest_event"] == "7-1"
     assert {"id", "status", "tasks", "links", "memory_ratio"} <= set(view)
 
 
