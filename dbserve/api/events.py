@@ -171,8 +171,10 @@ async def _ended(store: JobStore, job_id: str) -> bool:
     return (await store.outline(job_id)).status in TERMINAL_JOB
 
 
-def event_stream(services: Services, content: AsyncGenerator[bytes]) -> EventSourceResponse:
-    """A stream of encoded events with its heartbeat, counted while it lasts."""
+def event_stream(
+    services: Services, content: AsyncGenerator[bytes], *, heartbeat: int = HEARTBEAT_SECONDS
+) -> EventSourceResponse:
+    """A stream of encoded events with a comment every `heartbeat` seconds, counted while it lasts."""
 
     async def counted() -> AsyncGenerator[bytes]:
         with services.http.sse_clients.track_inprogress():
@@ -183,7 +185,7 @@ def event_stream(services: Services, content: AsyncGenerator[bytes]) -> EventSou
     return EventSourceResponse(
         counted(),
         sep="\n",
-        ping=HEARTBEAT_SECONDS,
+        ping=heartbeat,
         ping_message_factory=lambda: ServerSentEvent(comment="heartbeat", sep="\n"),
         send_timeout=SLOWEST_READER_SECONDS,
     )

@@ -11,6 +11,8 @@ from dbserve.api.problems import problems
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["history"])
 
+HEARTBEAT_SECONDS = 3
+
 LastSeen = Annotated[
     str | None, Header(alias="Last-Event-ID", pattern=r"^[0-9a-f]{1,64}$", description="id of the last view received")
 ]
@@ -29,12 +31,12 @@ async def live(job_id: JobId, services: With, last_seen: LastSeen = None) -> Res
     """The job whenever it has changed, once a second at most: events `job`, each GET /v1/jobs/{job_id} less its `spec`.
 
     `newest_event` is added: the id of the last event of its history. A reader that is slow misses views, never the
-    newest. A comment comes every 15 s; after the last view of a job that has ended, an event `end`. A stream that
-    ends without it is to be asked for again, with Last-Event-ID; where the job had ended before, that is answered
-    204, at which an EventSource stops.
+    newest. A comment comes every 3 s, so that silence is soon noticed; after the last view of a job that has ended,
+    an event `end`. A stream that ends without it is to be asked for again, with Last-Event-ID; where the job had
+    ended before, that is answered 204, at which an EventSource stops.
     """
     services.outage.refuse()
     view = await services.live.newest(job_id)
     if view.ended and view.id == last_seen:
         return Response(status_code=204)
-    return event_stream(services, services.live.follow(job_id, view, last_seen))
+    return event_stream(services, services.live.follow(job_id, view, last_seen), heartbeat=HEARTBEAT_SECONDS)

@@ -42,7 +42,8 @@ async function route({ focus = true } = {}) {
     await view.open({ node, path: parts.slice(1), query: new URLSearchParams(search), signal: mine.signal, title });
   } catch (error) {
     if (mine.signal.aborted || error.status === 401) return;
-    node.append(h("p", { class: "notice", role: "alert" }, error.message));
+    node.append(h("p", { class: "notice", role: "alert" }, error.message),
+      h("p", { class: "after" }, h("button", { type: "button", click: () => route() }, "Try again")));
     main.replaceChildren(node);
   }
   if (focus && !mine.signal.aborted) main.focus({ preventScroll: true });

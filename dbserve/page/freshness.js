@@ -3,7 +3,7 @@
 import { h, say, mark } from "/assets/dom.js";
 import { clock, duration } from "/assets/format.js";
 
-const LATE = 6000; // milliseconds without news before what is shown counts as stale, where news is expected
+const LATE = 10_000; // milliseconds without news, which is due every 3 s, before what is shown counts as stale
 const chip = document.getElementById("link");
 const band = document.getElementById("lost");
 const dot = h("span", { class: "dot" });

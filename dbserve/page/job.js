@@ -72,6 +72,7 @@ export async function open({ node, path, query, signal, title }) {
     try {
       await follow(`${here}/live`, {
         signal: either,
+        silence: 15_000, // of this stream a comment comes every 3 s
         onNews: news,
         onLost: lost,
         onEvent: ({ data }) => show((latest = JSON.parse(data))),
@@ -111,7 +112,7 @@ function head(first, { signal, changed }) {
   const [status, setStatus] = pill();
   const [progress, setProgress] = bar((job) => job.name);
   const [trouble, complain] = complaint();
-  const words = h("p", { class: "words" });
+  const words = h("p", { class: "words", role: "status" });
   const wrong = h("ul", { class: "conditions" });
   const drawWrong = keyed(wrong, (item) => item.key, (item) => [h("li", {}, item.text), () => {}]);
   const age = h("time", { datetime: first.created_at, title: moment(first.created_at) });

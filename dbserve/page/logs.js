@@ -9,17 +9,20 @@ import { ENDED, taskTitle } from "/assets/words.js";
 
 const TAIL = 200;
 const MOST = 2000; // lines kept on the page
+const LEVELS = [["", "Every level"], ["warning", "Warnings and errors"], ["error", "Errors"]];
 
 /** {node, update(view)}. A link may ask for a task: #/jobs/ID?logs=block-0&attempt=2 */
 export function logs({ here, signal, query }) {
   const task = h("select", { "aria-label": "Task", change: choose });
   const attempt = h("select", { "aria-label": "Attempt", change: load });
+  const level = h("select", { "aria-label": "Level", change: load },
+    LEVELS.map(([value, text]) => h("option", { value }, text)));
   const following = h("input", { type: "checkbox", id: "follow", change: load });
   const lines = h("ol", { class: "lines", tabindex: "0", "aria-label": "Log lines, oldest first" });
   const [trouble, complain] = complaint();
   const note = h("p", { class: "soft", role: "status" });
   const node = h("div", { class: "panel" },
-    h("div", { class: "choices" }, task, attempt, h("label", { class: "check", for: "follow" }, following, h("span", {}, "Follow"))),
+    h("div", { class: "choices" }, task, attempt, level, h("label", { class: "check", for: "follow" }, following, h("span", {}, "Follow"))),
     trouble, lines, note);
   let view = null;
   let loading = new AbortController();
@@ -45,7 +48,7 @@ export function logs({ here, signal, query }) {
     loading.abort();
     const mine = (loading = new AbortController());
     const either = AbortSignal.any([signal, mine.signal]);
-    const search = { tail: TAIL, ...(task.value && { task: task.value }), ...(attempt.value && { attempt: attempt.value }) };
+    const search = { tail: TAIL, ...(task.value && { task: task.value }), ...(attempt.value && { attempt: attempt.value }), ...(level.value && { level: level.value }) };
     lines.replaceChildren();
     complain("");
     say(note, "");

@@ -4,7 +4,7 @@ import { ask, Problem } from "/assets/session.js";
 
 const FIRST_WAIT = 500; // milliseconds before the first try to reconnect; doubled up to LONGEST_WAIT
 const LONGEST_WAIT = 10_000;
-const SILENCE = 40_000; // the server sends a comment every 15 s: a stream that says less is dead
+const SILENCE = 40_000; // milliseconds; the server sends a comment every 15 s: a stream that says less is dead
 
 /** Reads a stream of events (WHATWG HTML, 9.2). Feed it text; it calls onEvent({event, id, data}). */
 export function parser(onEvent) {
@@ -35,15 +35,15 @@ export function parser(onEvent) {
 
 /**
  * Follows a stream until it says that nothing more will come (an event `end`, or 204), reconnecting from the last id.
- * `onNews()` is called with whatever arrives, comments included; `onLost(error)` whenever the connection is gone.
+ * `silence`: how long (milliseconds) nothing may come before the connection is taken for dead. `onNews()` is called with whatever arrives, comments included; `onLost(error)` whenever the connection is gone.
  * Resolves at the end; rejects with AbortError, or with a Problem that another try cannot mend.
  */
-export async function follow(path, { onEvent, onNews = () => {}, onLost = () => {}, signal }) {
+export async function follow(path, { onEvent, onNews = () => {}, onLost = () => {}, silence = SILENCE, signal }) {
   let lastId = null;
   let wait = FIRST_WAIT;
   for (;;) {
     try {
-      const over = await once(path, lastId, signal, (message) => {
+      const over = await once(path, { lastId, silence, signal }, (message) => {
         lastId = message.id ?? lastId;
         if (message.event !== "end") onEvent(message);
       }, () => {
@@ -63,14 +63,14 @@ export async function follow(path, { onEvent, onNews = () => {}, onLost = () => 
 }
 
 /** One connection; true when the stream came to its own end. */
-async function once(path, lastId, signal, onEvent, onNews) {
+async function once(path, { lastId, silence, signal }, onEvent, onNews) {
   const connection = new AbortController();
   const stop = () => connection.abort();
   signal.addEventListener("abort", stop);
   let silent;
   const heard = () => {
     clearTimeout(silent);
-    silent = setTimeout(stop, SILENCE);
+    silent = setTimeout(stop, silence);
   };
   try {
     heard();
