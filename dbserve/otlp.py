@@ -15,7 +15,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from dbserve import __version__
 from dbserve.tracing import FLUSH_SECONDS, Attribute
 
-SEND_SECONDS = 5.0  # for one batch, its repeats included
+SEND_SECONDS = 10.0  # for one batch, its repeats included
 BATCH_MILLISECONDS = 1000  # between two batches
 WAITING_SPANS = 2048  # while the collector is away; later ones are dropped
 

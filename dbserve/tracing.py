@@ -2,7 +2,7 @@
 
 A trace crosses processes by its W3C `traceparent`, which the store keeps with the job and with each attempt: parents
 are handed on as such text, never by what happens to run at the moment. Where no endpoint is set nothing is traced,
-nothing is stored, and OpenTelemetry is not imported.
+nothing is stored, and nothing of OpenTelemetry is imported from here.
 """
 
 import logging

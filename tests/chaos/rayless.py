@@ -22,11 +22,19 @@ class RaylessWorker(BlockWorker):
         return Started(run=self._run, node=socket.gethostname(), pid=pid, born=birth(pid))
 
 
-def start(run: Run, redis_url: str, location: str, cache_dir: Path, *, failpoints: str = "") -> BaseProcess:
+def start(
+    run: Run,
+    redis_url: str,
+    location: str,
+    cache_dir: Path,
+    *,
+    failpoints: str = "",
+    otlp_endpoint: str | None = None,
+) -> BaseProcess:
     """A worker at an attempt that was launched; `failpoints` as DBSERVE_FAILPOINTS has them."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload([__name__, "workers.attempt", "workers.assemble", "workers.evaluate"])
-    config = WorkerConfig(redis_url=redis_url, artifacts=location, cache_dir=cache_dir)
+    config = WorkerConfig(redis_url=redis_url, artifacts=location, cache_dir=cache_dir, otlp_endpoint=otlp_endpoint)
     process = forks.Process(target=_work, args=(run.model_dump_json(), config, failpoints), daemon=True)
     process.start()
     return process

@@ -15,8 +15,9 @@ import pytest
 import redis as redis_sync
 
 from dbserve.api.app import create_app
+from dbserve.cancellation import end
 from dbserve.contracts.status import Crashed, Reason
-from dbserve.contracts.webhook import Delivery, Topic, Webhook
+from dbserve.contracts.webhook import Answer, Delivery, Topic, Webhook
 from dbserve.errors import TooManyWebhooks, WebhookNotFound
 from dbserve.failpoints import VARIABLE
 from dbserve.store import JobStore, keys
@@ -61,6 +62,15 @@ async def look(store: JobStore, poster: Poster | None = None) -> None:
     one = Deliverer(store, poster or Poster(private_hosts=True))
     await one.look()
     await one.settled()
+
+
+@contextlib.asynccontextmanager
+async def at_work(one: Deliverer, acting: Callable[[], bool]) -> AsyncIterator[None]:
+    running = asyncio.create_task(one.run(acting))
+    try:
+        yield
+    finally:
+        await end(running)
 
 
 def ahead(redis_url: str, webhook_id: str = "w1") -> None:
@@ -212,14 +222,11 @@ async def test_a_receiver_that_hangs_holds_up_neither_the_others_nor_the_loop(st
         ended = [await submitted(store) for _ in range(delivering.AT_A_TIME + 2)]
         for job_id in ended:
             await finish(store, job_id)
-        one = Deliverer(store, Poster(private_hosts=True))
-        running = asyncio.create_task(one.run(lambda: True))
-        await until("the other is told of everything", lambda: _told(answers, len(ended)))
-        assert len(hangs.sent) == delivering.AT_A_TIME
-        hangs.released.set()
-        await until("the slow one too, at last", lambda: _told(hangs, len(ended)))
-        running.cancel()
-        await asyncio.wait([running])
+        async with at_work(Deliverer(store, Poster(private_hosts=True)), lambda: True):
+            await until("the other is told of everything", lambda: _told(answers, len(ended)))
+            assert len(hangs.sent) == delivering.AT_A_TIME
+            hangs.released.set()
+            await until("the slow one too, at last", lambda: _told(hangs, len(ended)))
 
 
 async def _told(receiver: Receiver, count: int) -> bool:
@@ -246,10 +253,8 @@ async def test_a_reconciler_that_does_not_act_sends_nothing(store: JobStore) -> 
     with receiving() as receiver:
         await hook(store, receiver.url)
         await finish(store, await submitted(store))
-        running = asyncio.create_task(Deliverer(store, Poster(private_hosts=True)).run(acting))
-        await until("it has looked whether it acts", lambda: _nonempty(asked, 2))
-        running.cancel()
-        await asyncio.wait([running])
+        async with at_work(Deliverer(store, Poster(private_hosts=True)), acting):
+            await until("it has looked whether it acts", lambda: _nonempty(asked, 2))
         assert receiver.sent == []
 
 
@@ -336,9 +341,7 @@ def _tried(delivery: Delivery, attempts: int) -> Delivery:
     return delivery.model_copy(update={"attempts": attempts})
 
 
-def _refused() -> Any:
-    from dbserve.contracts.webhook import Answer
-
+def _refused() -> Answer:
     return Answer(error="ConnectError: refused")
 
 
