@@ -44,6 +44,14 @@ class Settings(BaseSettings):
     max_running_jobs: int | None = Field(default=None, ge=1, description="jobs that hold workers at the same time")
     max_running_blocks: int | None = Field(default=None, ge=1, description="tasks that hold workers at the same time")
     max_jobs_per_key: int | None = Field(default=None, ge=1, description="unfinished jobs of one API key")
+    webhook_private_hosts: bool = Field(
+        default=False, description="webhooks may lead to this machine and its private network"
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern="^https?://[^/]+",
+        description="where traces go (OTLP over HTTP; spans to <endpoint>/v1/traces); unset: there are none",
+    )
     log_level: str = Field(default="info", pattern="^(critical|error|warning|info|debug)$")
     log_format: str = Field(
         default="auto", pattern="^(auto|json|console)$", description="auto: readable lines on a terminal, else JSON"

@@ -1,5 +1,6 @@
 """Wiring: settings and a store become the ASGI application."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -8,7 +9,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 
 from dbserve import __version__
-from dbserve.api import architectures, events, jobs, live, models, ops, page, problems, reports
+from dbserve.api import architectures, events, jobs, live, models, ops, page, problems, reports, webhooks
 from dbserve.api.auth import require_key
 from dbserve.api.context import Services
 from dbserve.api.envelope import BodyLimit, Envelope
@@ -18,6 +19,7 @@ from dbserve.contracts.views import Problem
 from dbserve.errors import StorageError, StoreUnavailable
 from dbserve.settings import Settings
 from dbserve.store import JobStore
+from dbserve.tracing import open_tracer
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +30,11 @@ def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
     """The API. It starts, and answers /healthz, whether or not Redis does; it connects with the first request.
 
     A store that is handed in stays open; the one opened here is closed when the application ends.
-    Raises ConfigInvalid for an unusable redis_url.
+    Raises ConfigInvalid for an unusable redis_url, StartupRefused where traces are asked for and cannot be made.
     """
-    services = Services(settings, store or JobStore.from_url(settings.redis_url, timeout=REDIS_TIMEOUT_SECONDS))
+    tracer = open_tracer(settings.otlp_endpoint, "api")
+    opened = store or JobStore.from_url(settings.redis_url, timeout=REDIS_TIMEOUT_SECONDS)
+    services = Services(settings, opened, tracer=tracer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -47,6 +51,7 @@ def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
             await services.outage.aclose()
             if store is None:
                 await services.opened.aclose()
+            await asyncio.to_thread(tracer.flush)
 
     app = _Api(
         title="dbserve",
@@ -60,6 +65,7 @@ def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
     problems.install(app)
     for router in (jobs.router, events.router, live.router, reports.router, models.router, architectures.router):
         app.include_router(router, dependencies=[Depends(require_key)])
+    app.include_router(webhooks.router, dependencies=[Depends(require_key)])
     app.include_router(ops.router)
     app.include_router(page.router)
     app.add_middleware(BodyLimit)

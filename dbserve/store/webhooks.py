@@ -90,8 +90,7 @@ class Webhooks:
                 if webhook.disabled is None
             ]
             room = {
-                webhook.id: MOST_WAITING - await pipe.hlen(keys.webhook_pending(webhook.id))
-                for webhook in webhooks
+                webhook.id: MOST_WAITING - await pipe.hlen(keys.webhook_pending(webhook.id)) for webhook in webhooks
             }
             pipe.multi()
             for entry_id, fields in entries:

@@ -17,6 +17,7 @@ import redis as redis_sync
 from dbserve.client import Client
 from tests.acceptance.digests import undisturbed
 from tests.acceptance.jobs import patient_job
+from tests.collector import Collector, collecting
 
 START_SECONDS = 150.0
 
@@ -102,9 +103,17 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def collector() -> Iterator[Collector]:
+    """Gets the spans of the service."""
+    with collecting() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Service]:
     """One service for the tests that leave it as they found it: its start costs many seconds."""
-    running = Service(tmp_path_factory.mktemp("acceptance") / "data")
+    directory = tmp_path_factory.mktemp("acceptance") / "data"
+    running = Service(directory, otlp_endpoint=collector.url, webhook_private_hosts="true")
     yield running
     assert running.stop() == 0, running.said()
 
