@@ -69,8 +69,10 @@ def _kinds_of_group() -> Iterator[type[Any]]:
     import torch.distributed as distributed
 
     if distributed.is_available():
-        yield distributed.ProcessGroup
-        yield distributed.distributed_c10d.Backend
+        from torch._C import _distributed_c10d as native  # pyright: ignore[reportMissingModuleSource]
+
+        yield native.ProcessGroup
+        yield native.Backend  # not distributed.Backend, which is a name of one
 
 
 def _counted(call: Callable[..., Any], place: int, sent: SentBytes) -> Callable[..., Any]:

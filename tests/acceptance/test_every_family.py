@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ from dbserve.client import Client
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.report import Comparison, Report
 from dbserve.contracts.status import JobStatus
+from workers.held_out import BANDS
 
 pytestmark = pytest.mark.timeout(900)  # a shared machine can be three times slower than itself
 
@@ -34,6 +36,9 @@ def report_of(client: Client, **job: Any) -> Report:
     submitted = client.submit(JobSpec.model_validate(job))
     ended = client.wait(submitted.id, timeout=800)
     assert ended.status is JobStatus.SUCCEEDED, (ended, client.events(submitted.id))
+    looked_at = rf'dbserve_block_eval_loss{{block="\d",job_id="{submitted.id}",sigma_band='
+    exposed = httpx.get(f"{client.base_url}/metrics").text
+    assert len(re.findall(looked_at, exposed)) == BANDS * len(ended.blocks), "every block, by noise level"
     return client.report(submitted.id)
 
 

@@ -7,13 +7,15 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from dbserve.artefacts import Artefacts, LocalArtefacts
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import Crashed, Reason
-from dbserve.errors import StaleRun, StorageError
+from dbserve.errors import NonfiniteLoss, StaleRun, StorageError
 from tests.artefacts import flip
 from tests.attempts import STEPS, OneTask, Orders, attempt, final_state, save_before_going_on, training_spec
 from tests.training import same
@@ -150,11 +152,13 @@ async def test_a_training_goes_on_past_a_slow_store_with_one_save_at_a_time(
             arrived.set()
         return Order.GO
 
-    slow = Slow(tmp_path)
-    await attempt(store, slow, SPEC, Orders(until_the_last))  # pyright: ignore[reportArgumentType]
+    slow, pulse = Slow(tmp_path), Orders(until_the_last)
+    await attempt(store, slow, SPEC, pulse)  # pyright: ignore[reportArgumentType]
     assert store.saved_steps == [2, 10], "what was due meanwhile was left out, the last was waited for"
     assert slow.most_writing == 1
     assert caplog.text.count("is still being written") == 3
+    work = pulse.account.progress().work
+    assert (work.failed_checkpoints, work.save_seconds.count) == ({"overrun": 3}, 2)
 
 
 async def test_a_checkpoint_that_cannot_be_saved_is_said_and_the_next_one_is_tried(
@@ -165,8 +169,11 @@ async def test_a_checkpoint_that_cannot_be_saved_is_said_and_the_next_one_is_tri
             if "step-00000004" in place or "step-00000006" in place:
                 raise StorageError("the store is away")
 
-    await attempt(store, Lost(tmp_path), SPEC)  # pyright: ignore[reportArgumentType]
+    pulse = Orders()
+    await attempt(store, Lost(tmp_path), SPEC, pulse)  # pyright: ignore[reportArgumentType]
     assert (store.saved_steps, store.failed_steps) == ([2, 8, 10], [4, 6])
+    work = pulse.account.progress().work
+    assert (work.failed_checkpoints, work.save_seconds.count) == ({"save": 2}, 3)
     assert store.task.failed_saves == 0, "the next one was saved"
 
 
@@ -358,6 +365,19 @@ async def test_every_rate_of_a_scan_is_a_sign_of_life(artefacts: Artefacts) -> N
     store, pulse = OneTask(spec), Orders()
     await attempt(store, artefacts, spec, pulse)
     assert pulse.account.progress().trials == 4
+
+
+async def test_a_step_without_a_finite_loss_is_counted(
+    artefacts: Artefacts, store: OneTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(*_: Any) -> Any:
+        return lambda batch, generator: torch.tensor(float("nan"), requires_grad=True)
+
+    monkeypatch.setattr("workers.trainer.loss_of", nowhere)
+    pulse = Orders()
+    with pytest.raises(NonfiniteLoss):
+        await attempt(store, artefacts, SPEC, pulse)
+    assert pulse.account.progress().work.nonfinite_steps == 1
 
 
 async def test_a_checkpoint_refused_to_a_task_that_crashed_ends_the_attempt(

@@ -52,6 +52,9 @@ def test_two_workers_train_what_one_with_both_their_batches_would_and_resume_bit
     spec = spec_of(training={"steps": 8, "ema": 0.9}, options={"dropout": 0.0})
     whole = run(spec, TASK)
     assert [report.samples for report, _ in whole] == [64, 128, 192, 256]
+    tensors = whole[0][1].weights.values()
+    gradients = sum(4 * tensor.numel() for tensor in tensors)
+    assert [report.sent_bytes for report, _ in whole] == [gradients + 4] * 4, "every gradient, and the loss"
     assert not followers(os.getpid())
 
     in_two_parts = by_one_worker(accumulate=2, ema=0.9)
