@@ -2,11 +2,22 @@
 
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from dbserve.webhooks.signing import signature
 
 
 @dataclass(frozen=True)
@@ -70,10 +81,42 @@ class Receiver:
         return [sent.message["type"] for sent in self.sent]
 
 
+def self_signed(name: str, directory: Path) -> tuple[Path, Path]:
+    """A certificate for a host's name, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    places = directory / "certificate.pem", directory / "key.pem"
+    places[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    places[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return places
+
+
 @contextlib.contextmanager
-def receiving(*codes: int, **headers: str) -> Iterator[Receiver]:
-    """A receiver on this machine until the block is left; 200 unless it is told otherwise."""
-    receiver = Receiver(codes or (200,), headers)
+def receiving(
+    *codes: int, headers: dict[str, str] | None = None, tls: tuple[Path, Path] | None = None
+) -> Iterator[Receiver]:
+    """A receiver on this machine until the block is left; 200 unless it is told otherwise.
+
+    `tls`: its certificate and key; then it speaks https.
+    """
+    receiver = Receiver(codes or (200,), headers or {})
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        receiver.server.socket = context.wrap_socket(receiver.server.socket, server_side=True)
+        receiver.url = receiver.url.replace("http:", "https:")
     thread = threading.Thread(target=receiver.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -83,3 +126,9 @@ def receiving(*codes: int, **headers: str) -> Iterator[Receiver]:
         receiver.server.shutdown()
         receiver.server.server_close()
         thread.join(10)
+
+
+def signed(sent: Sent, secret: str) -> bool:
+    """Whether it carries the signature that it must."""
+    own = signature(secret, sent.id, int(sent.headers["webhook-timestamp"]), sent.body.decode())
+    return sent.headers["webhook-signature"] == own

@@ -1,8 +1,10 @@
 """Webhooks, and their messages from the outbox until they have arrived or are given up."""
 
+import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import cast
 
+from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
@@ -16,6 +18,8 @@ from dbserve.store.history import Entry
 from dbserve.store.scripts import CLAIM_DELIVERIES
 from dbserve.webhooks.schedule import Result, Verdict
 from dbserve.webhooks.signing import delivery_of
+
+log = logging.getLogger(__name__)
 
 MOST_WEBHOOKS = 50
 MOST_WAITING = 1000  # messages of one webhook: to a receiver that is down for long, later ones are not kept
@@ -94,9 +98,9 @@ class Webhooks:
             }
             pipe.multi()
             for entry_id, fields in entries:
-                occurrence = Occurrence.model_validate_json(fields["occurrence"])
+                occurrence = _occurrence(fields)
                 for webhook in webhooks:
-                    if not _wants(webhook, occurrence):
+                    if occurrence is None or not _wants(webhook, occurrence):
                         continue
                     delivery = delivery_of(occurrence, webhook.id, _message_id(entry_id))
                     if room[webhook.id] > 0:
@@ -158,6 +162,15 @@ def _of(webhook_id: str) -> tuple[str, str, str]:
 def _parsed(raws: Sequence[str]) -> list[Webhook]:
     webhooks = [Webhook.model_validate_json(raw) for raw in raws]
     return sorted(webhooks, key=lambda webhook: (webhook.created_at, webhook.id))
+
+
+def _occurrence(fields: Mapping[str, str]) -> Occurrence | None:
+    """None for what a version of another time wrote, and this one cannot read."""
+    try:
+        return Occurrence.model_validate_json(fields["occurrence"])
+    except ValidationError as invalid:
+        log.warning("an event that is not understood is told to no webhook: %s", invalid)
+        return None
 
 
 def _wants(webhook: Webhook, occurrence: Occurrence) -> bool:

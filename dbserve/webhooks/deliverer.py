@@ -47,6 +47,8 @@ class Deliverer:
                         await self.look()
                 except DbserveError as error:
                     log.warning("webhooks wait: %s", error)
+                except Exception:  # a mistake of ours must not end what others wait for
+                    log.exception("webhooks wait")
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
             await end(*self._sending)
@@ -54,6 +56,8 @@ class Deliverer:
     async def look(self) -> None:
         """One look: what happened becomes messages, and what is due is sent; waits for no receiver."""
         webhooks = {webhook.id: webhook for webhook in await self._store.webhooks.all()}
+        if not webhooks:
+            return
         while await self._store.webhooks.dispatch():
             pass
         enabled = [webhook.id for webhook in webhooks.values() if webhook.disabled is None]
@@ -74,7 +78,11 @@ class Deliverer:
         return {webhook_id: AT_A_TIME - busy[webhook_id] for webhook_id in webhook_ids}
 
     async def _deliver(self, webhook: Webhook, delivery: Delivery) -> None:
-        answer = await self._poster.post(webhook, delivery)
+        try:
+            answer = await self._poster.post(webhook, delivery)
+        except Exception as error:  # else it would be tried every half a minute, and for ever
+            log.exception("webhook %s, %s", webhook.id, delivery.event)
+            answer = Answer(error=f"not sent: {type(error).__name__}")
         failpoint("webhook.answered")
         attempted, found = settlement(delivery, answer, now=time.time(), chance=random.random())  # noqa: S311
         if not answer.accepted:

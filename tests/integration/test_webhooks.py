@@ -10,11 +10,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import redis as redis_sync
 
-from dbserve.api.app import create_app
 from dbserve.cancellation import end
 from dbserve.contracts.status import Crashed, Reason
 from dbserve.contracts.webhook import Answer, Delivery, Topic, Webhook
@@ -27,19 +25,11 @@ from dbserve.webhooks import schedule
 from dbserve.webhooks.deliverer import Deliverer
 from dbserve.webhooks.posting import Poster
 from dbserve.webhooks.schedule import Result
-from dbserve.webhooks.signing import new_secret, signature
-from tests.integration.serving import finish, settings, start, submitted
-from tests.receiver import Receiver, Sent, receiving
+from tests.integration.delivering import hook, look
+from tests.integration.serving import finish, start, submitted
+from tests.receiver import Receiver, receiving, self_signed, signed
 
 SECONDS = 20.0  # for whatever a test waits for
-
-
-@pytest.fixture
-async def api(redis_url: str, api_directory: Path, store: JobStore) -> AsyncIterator[httpx.AsyncClient]:
-    """The API of an operator who allows webhooks on this machine."""
-    app = create_app(settings(redis_url, api_directory, webhook_private_hosts=True), store)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        yield client
 
 
 async def until(what: str, true: Callable[[], Coroutine[Any, Any, bool]]) -> None:
@@ -47,21 +37,6 @@ async def until(what: str, true: Callable[[], Coroutine[Any, Any, bool]]) -> Non
     while not await true():
         assert time.monotonic() < deadline, f"not within {SECONDS:g} s: {what}"
         await asyncio.sleep(0.02)
-
-
-async def hook(store: JobStore, url: str, *events: Topic, name: str = "w1") -> Webhook:
-    webhook = Webhook(
-        id=name, url=url, events=events or tuple(Topic), secret=new_secret(), created_at=await store.clock()
-    )
-    await store.webhooks.add(webhook)
-    return webhook
-
-
-async def look(store: JobStore, poster: Poster | None = None) -> None:
-    """One look of a deliverer, to the end of what it sends."""
-    one = Deliverer(store, poster or Poster(private_hosts=True))
-    await one.look()
-    await one.settled()
 
 
 @contextlib.asynccontextmanager
@@ -78,11 +53,6 @@ def ahead(redis_url: str, webhook_id: str = "w1") -> None:
     with contextlib.closing(redis_sync.Redis.from_url(redis_url, decode_responses=True)) as client:
         for message_id in client.zrange(keys.webhook_due(webhook_id), 0, -1):
             client.zadd(keys.webhook_due(webhook_id), {message_id: 0})
-
-
-def signed(sent: Sent, secret: str) -> bool:
-    own = signature(secret, sent.id, int(sent.headers["webhook-timestamp"]), sent.body.decode())
-    return sent.headers["webhook-signature"] == own
 
 
 # --- what is told
@@ -160,7 +130,7 @@ async def test_a_message_is_repeated_under_its_id_until_it_is_accepted(store: Jo
 
 
 async def test_an_attempt_that_is_not_due_is_not_made(store: JobStore) -> None:
-    with receiving(503, 200, **{"retry-after": "600"}) as receiver:
+    with receiving(503, 200, headers={"retry-after": "600"}) as receiver:
         await hook(store, receiver.url)
         await finish(store, await submitted(store))
         await look(store)
@@ -183,7 +153,7 @@ async def test_a_receiver_that_is_gone_for_good_gets_nothing_more(store: JobStor
 
 
 async def test_a_redirect_is_not_followed(store: JobStore) -> None:
-    with receiving() as elsewhere, receiving(302, location=elsewhere.url) as receiver:
+    with receiving() as elsewhere, receiving(302, headers={"location": elsewhere.url}) as receiver:
         await hook(store, receiver.url)
         await finish(store, await submitted(store))
         await look(store)
@@ -353,76 +323,40 @@ async def test_there_are_only_so_many_webhooks(store: JobStore) -> None:
         await hook(store, "https://example.com", name="one-more")
 
 
-# --- the API
-
-
-async def test_a_secret_is_answered_once(api: httpx.AsyncClient, store: JobStore) -> None:
-    made = (await api.post("/v1/webhooks", json={"url": "http://127.0.0.1:9/hook", "description": "ours"})).json()
-    assert made["secret"].startswith("whsec_")
-    assert (made["events"], made["disabled"]) == ([topic.value for topic in Topic], None)
-    for path in ("/v1/webhooks", f"/v1/webhooks/{made['id']}"):
-        answer = await api.get(path)
-        assert answer.status_code == 200
-        assert "ours" in answer.text
-        assert made["secret"] not in answer.text
-        assert "secret" not in answer.text
-    given = new_secret()
-    second = await api.post("/v1/webhooks", json={"url": "http://127.0.0.1:9/hook", "secret": given})
-    assert (second.status_code, second.json()["secret"]) == (201, given)
-    assert (await api.delete(f"/v1/webhooks/{made['id']}")).status_code == 204
-    assert (await api.get(f"/v1/webhooks/{made['id']}")).json()["code"] == "webhook_not_found"
-    assert [webhook.id for webhook in await store.webhooks.all()] == [second.json()["id"]]
-
-
-async def test_a_webhook_shows_what_became_of_its_messages(api: httpx.AsyncClient, store: JobStore) -> None:
-    with receiving(500) as receiver:
-        made = (await api.post("/v1/webhooks", json={"url": receiver.url, "events": ["job.succeeded"]})).json()
+async def test_an_event_that_cannot_be_read_holds_up_no_other(store: JobStore, redis_url: str) -> None:
+    with receiving() as receiver:
+        await hook(store, receiver.url)
+        with contextlib.closing(redis_sync.Redis.from_url(redis_url)) as client:
+            client.xadd(keys.OUTBOX, {"occurrence": '{"topic": "of.another.version"}'})
         await finish(store, await submitted(store))
         await look(store)
-    shown = (await api.get(f"/v1/webhooks/{made['id']}")).json()
-    [delivery] = shown["deliveries"]
-    assert shown["waiting"] == 1
-    assert (delivery["event"], delivery["attempt"], delivery["code"]) == ("job.succeeded", 1, 500)
-    assert delivery["next_try"] > delivery["at"]
+        assert receiver.topics() == ["job.succeeded"]
 
 
-async def test_a_ping_answers_with_what_the_receiver_said(api: httpx.AsyncClient) -> None:
-    with receiving(418) as receiver:
-        made = (await api.post("/v1/webhooks", json={"url": receiver.url, "events": ["job.failed"]})).json()
-        said = (await api.post(f"/v1/webhooks/{made['id']}/test")).json()
-        [sent] = receiver.sent
-    assert (said["delivered"], said["code"], said["answer"]) == (False, 418, "heard")
-    assert sent.message["type"] == "ping"
-    assert sent.id == said["message_id"]
-    assert signed(sent, made["secret"])
+async def test_a_message_that_we_cannot_send_is_an_attempt_as_any_other(store: JobStore) -> None:
+    class Broken:
+        async def post(self, webhook: Webhook, delivery: Delivery) -> Answer:
+            raise RuntimeError("a mistake of ours")
+
+    await hook(store, "http://127.0.0.1:9/")
+    await finish(store, await submitted(store))
+    one = Deliverer(store, Broken())
+    await one.look()
+    await one.settled()
+    waiting, [attempt] = await store.webhooks.attempts("w1")
+    assert (waiting, attempt.error, attempt.next_try is None) == (1, "not sent: RuntimeError", False)
 
 
-@pytest.mark.parametrize(
-    ("body", "pointer"),
-    [
-        ({"url": "http://user:hunter22@127.0.0.1/"}, "/url"),
-        ({"url": "http://169.254.169.254/latest/meta-data"}, "/url"),
-        ({"url": "http://127.0.0.1:9/", "events": []}, "/events"),
-        ({"url": "http://127.0.0.1:9/", "events": ["job.exploded"]}, "/events/0"),
-        ({"url": "http://127.0.0.1:9/", "secret": "hunter22"}, "/secret"),
-        ({"url": "http://127.0.0.1:9/", "sekret": "hunter22"}, "/sekret"),
-        ({}, "/url"),
-    ],
-)
-async def test_a_bad_webhook_is_refused_with_a_pointer(api: httpx.AsyncClient, body: Any, pointer: str) -> None:
-    answer = await api.post("/v1/webhooks", json=body)
-    assert answer.status_code == 422
-    assert [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
-    assert "hunter22" not in answer.text
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1", "10.1.2.3"])
-async def test_private_hosts_are_refused_unless_the_operator_allows_them(http: httpx.AsyncClient, host: str) -> None:
-    answer = await http.post("/v1/webhooks", json={"url": f"http://{host}/"})
-    assert (answer.status_code, answer.json()["code"]) == (422, "address_refused")
-
-
-async def test_a_webhook_that_was_never_made_is_not_known(api: httpx.AsyncClient) -> None:
-    for method, path in (("GET", "/x"), ("DELETE", "/x"), ("POST", "/x/test"), ("GET", "/a:b")):
-        answer = await api.request(method, f"/v1/webhooks{path}")
-        assert (answer.status_code, answer.json()["code"]) == (404, "webhook_not_found")
+@pytest.mark.parametrize(("named", "accepted"), [("localhost", True), ("another.example", False)])
+async def test_a_certificate_must_be_the_names_though_its_address_is_connected_to(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, accepted: bool
+) -> None:
+    certificate, key = self_signed(named, tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with receiving(tls=(certificate, key)) as receiver:
+        await hook(store, receiver.url.replace("127.0.0.1", "localhost"))
+        await finish(store, await submitted(store))
+        await look(store)
+        assert bool(receiver.sent) is accepted
+    [attempt] = (await store.webhooks.attempts("w1"))[1]
+    assert accepted or "certificate" in str(attempt.error)
