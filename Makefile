@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-ui screenshots test-unit lint bench bench-api bench-recovery soak cards dashboards schema clean
+.PHONY: setup demo test test-ui screenshots test-unit lint bench bench-api bench-recovery bench-watching soak cards dashboards schema clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,10 @@ bench: setup
 
 bench-api: setup
 	$(BIN)/python -m benchmarks.api
+
+# What it costs to look: a scrape, and a hundred viewers.
+bench-watching: setup
+	$(BIN)/python -m benchmarks.watching
 
 # How long it takes until things go on, after something broke.
 bench-recovery: setup

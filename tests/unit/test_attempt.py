@@ -1,6 +1,7 @@
 """One attempt at a training: its checkpoints, where it goes on, and how it ends. On a directory, without a store."""
 
 import logging
+import math
 import os
 import subprocess
 import threading
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dbserve.artefacts import Artefacts, LocalArtefacts
 from dbserve.contracts.job import JobSpec
@@ -19,7 +19,7 @@ from dbserve.errors import NonfiniteLoss, StaleRun, StorageError
 from tests.artefacts import flip
 from tests.attempts import STEPS, OneTask, Orders, attempt, final_state, save_before_going_on, training_spec
 from tests.training import same
-from workers import saving
+from workers import saving, trainer
 from workers.checkpoint import MANIFEST, OPTIMIZER, WEIGHTS, TrainingState
 from workers.pulse import Interrupted, Order
 
@@ -370,10 +370,13 @@ async def test_every_rate_of_a_scan_is_a_sign_of_life(artefacts: Artefacts) -> N
 async def test_a_step_without_a_finite_loss_is_counted(
     artefacts: Artefacts, store: OneTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nowhere(*_: Any) -> Any:
-        return lambda batch, generator: torch.tensor(float("nan"), requires_grad=True)
+    loss_of = trainer.loss_of
 
-    monkeypatch.setattr("workers.trainer.loss_of", nowhere)
+    def nowhere(*given: Any) -> Any:
+        loss = loss_of(*given)
+        return lambda batch, generator: loss(batch, generator) * math.nan
+
+    monkeypatch.setattr(trainer, "loss_of", nowhere)
     pulse = Orders()
     with pytest.raises(NonfiniteLoss):
         await attempt(store, artefacts, SPEC, pulse)
