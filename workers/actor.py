@@ -31,7 +31,7 @@ from workers.account import Account
 from workers.blame import one_line, reason_of
 from workers.lease import Lease
 from workers.logs import LogBuffer, speaking
-from workers.presence import birth
+from workers.presence import birth, gpu_uuids
 from workers.pulse import Interrupted, Pulse, patiently
 from workers.termination import Termination
 from workers.watchdog import end_when_wedged, end_with_parent
@@ -115,7 +115,8 @@ class BlockWorker:
         pulse = Pulse(self._store, run, account=account, lease=lease, logs=self._logs)
         self._termination.hand_over(pulse.preempt)
         end_when_wedged(lambda: pulse.beats, lease)
-        task = await patiently(lambda: self._store.apply(self._started()))
+        gpus = await asyncio.to_thread(_gpus, self._gpus)
+        task = await patiently(lambda: self._store.apply(self._started(gpus)))
         failpoint("actor.started")
         about = {**of_run(run), "dbserve.node": task.node, "dbserve.gpu": task.gpu}
         self._span = Trace(self._tracer, task.trace).begin(SPANS.get(task.kind, "train"), about)
@@ -160,7 +161,7 @@ class BlockWorker:
         await self._ship()  # now: whoever has finished may be stopped at any moment
         await patiently(lambda: self._store.apply(Finished(run=self._run)))
 
-    def _started(self) -> Started:
+    def _started(self, gpus: str | None) -> Started:
         pid = os.getpid()
         return Started(
             run=self._run,
@@ -168,7 +169,7 @@ class BlockWorker:
             node_id=ray.get_runtime_context().get_node_id(),
             pid=pid,
             born=birth(pid),
-            gpu=_gpu_ids(self._gpus),
+            gpu=gpus,
         )
 
     async def _train(self, spec: JobSpec, plan: JobPlan, task: Task, pulse: Pulse) -> None:
@@ -325,8 +326,9 @@ def _final(task: Task) -> CheckpointRef:
     return task.checkpoints[-1]
 
 
-def _gpu_ids(gpus: float) -> str | None:
-    return ",".join(str(gpu) for gpu in ray.get_gpu_ids()) or None if gpus > 0 else None
+def _gpus(gpus: float) -> str | None:
+    """The UUIDs of the worker's GPUs, as far as they can be found out."""
+    return ",".join(gpu_uuids([str(gpu) for gpu in ray.get_gpu_ids()])) or None if gpus > 0 else None
 
 
 def _device(gpus: float) -> str:

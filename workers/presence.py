@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dbserve.contracts.cluster import Presence
@@ -43,6 +44,22 @@ def end(pid: int, born: float | None) -> None:
     deadline = time.monotonic() + END_SECONDS
     while _is_worker(pid, born) and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def gpu_uuids(ids: Sequence[str]) -> tuple[str, ...]:
+    """What the driver calls the GPUs of these indices, and what its exporter labels them with; an id that it does not
+    know, or that is a UUID already, stays as it is."""
+    program = shutil.which("nvidia-smi")
+    if program is None or all(not each.isdecimal() for each in ids):
+        return tuple(ids)
+    command = [program, "--query-gpu=index,uuid", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=GPU_SECONDS, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return tuple(ids)
+    rows = (line.partition(",") for line in asked.stdout.splitlines())
+    names = {index.strip(): uuid.strip() for index, _, uuid in rows}
+    return tuple(names.get(each, each) for each in ids)
 
 
 def _is_worker(pid: int, born: float | None) -> bool:

@@ -14,7 +14,7 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo  
 from dbserve.cluster import explained
 from dbserve.contracts.cluster import Presence
 from dbserve.contracts.status import Reason
-from workers.presence import birth, end, look
+from workers.presence import birth, end, gpu_uuids, look
 
 
 @pytest.fixture
@@ -99,6 +99,15 @@ def test_gpu_memory_of_another_process_with_the_pid_is_not_the_workers(
 ) -> None:
     nvidia_smi(tmp_path, monkeypatch, f"echo {process.pid}")
     assert look(process.pid, 1.0, gpu=True) is Presence.GONE
+
+
+def test_gpus_are_called_what_the_driver_calls_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_uuids(["0"]) == ("0",), "without a driver to ask"
+    nvidia_smi(tmp_path, monkeypatch, "echo '0, GPU-aa'; echo '1, GPU-bb'")
+    assert gpu_uuids(["1", "0"]) == ("GPU-bb", "GPU-aa")
+    assert gpu_uuids(["7", "MIG-cc"]) == ("7", "MIG-cc")
+    nvidia_smi(tmp_path, monkeypatch, "exit 9")
+    assert gpu_uuids(["1"]) == ("1",)
 
 
 def actor_died(message: str, *, drained: bool = False) -> ray.exceptions.ActorDiedError:
