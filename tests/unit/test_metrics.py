@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import pytest
 from prometheus_client import Metric
@@ -16,6 +17,7 @@ from dbserve.store.counters import Totals
 from tests.jobs import small_plan
 from tests.snapshots import NOW, baselines_spec, checkpoint, memory, running, snapshot
 
+DOCS = Path(__file__).parents[2] / "docs"
 TRAINED_TASKS = ("block__0", "block__1", "end_to_end", "shallow__0", "shallow__1")
 
 Labels = frozenset[tuple[str, str]]
@@ -220,3 +222,12 @@ def test_every_family_has_a_known_name_a_meaning_and_a_type() -> None:
         assert name.startswith(("dbserve_", "http_")), name
         assert family.documentation, name
         assert family.type in {"gauge", "counter", "histogram"}, name
+
+
+def test_the_documentation_names_every_metric_and_no_other() -> None:
+    http = HttpMetrics()
+    http.observe("GET", "/v1/jobs", 200, 0.01)
+    found = families(exposed([a_running_job()], http))
+    names = {name + "_total" * (family.type == "counter") for name, family in found.items()}
+    told = set(re.findall(r"^\| `(\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE))
+    assert told == names
