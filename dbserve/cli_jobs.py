@@ -7,6 +7,7 @@ import typer
 
 from dbserve.cli_options import DEFAULT_URL, ApiKey, AsJson, JobFile, JobId, Url, about, connected, read_job_file
 from dbserve.errors import ConfigInvalid
+from dbserve.loglines import Level
 
 if TYPE_CHECKING:
     from dbserve.contracts.status import JobStatus
@@ -126,7 +127,10 @@ def logs(
     job: JobId,
     block: Annotated[int | None, typer.Option(min=0, help="Of this block only.")] = None,
     task: Annotated[str | None, typer.Option(help="Of this task only: block-0, end_to_end, evaluation, ...")] = None,
-    attempt: Annotated[int | None, typer.Option(min=1)] = None,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Of this attempt only; the newest are the highest.")
+    ] = None,
+    level: Annotated[Level | None, typer.Option(help="Of this level and above only.")] = None,
     tail: Annotated[int, typer.Option(min=0, max=10_000, help="How many of the last lines.")] = 200,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended.")] = False,
     url: Url = DEFAULT_URL,
@@ -137,7 +141,7 @@ def logs(
     from dbserve.cli_print import print_log_line
 
     with connected(url, api_key) as client:
-        for line in client.logs(job, block=block, task=task, attempt=attempt, tail=tail, follow=follow):
+        for line in client.logs(job, block=block, task=task, attempt=attempt, level=level, tail=tail, follow=follow):
             print_log_line(line, as_json=as_json)
 
 

@@ -28,6 +28,7 @@ from dbserve.contracts.views import (
     TaskCheckpointView,
     TaskView,
 )
+from dbserve.loglines import log_text
 from dbserve.report.comparison import Note, comparison_table
 from dbserve.report.numbers import byte_size, count, duration, percent, significant
 from dbserve.report.quality import quality_table
@@ -286,7 +287,8 @@ def print_log_line(line: LogView, *, as_json: bool) -> None:
     if as_json:
         typer.echo(line.model_dump_json())
     else:
-        typer.echo(f"{_time(line.at)} {line.task}#{line.attempt} {line.level:<7} {line.message}")
+        place = f"{line.task}#{line.attempt}"
+        typer.echo(log_text(_time(line.at), place, line.level, line.message, line.fields))
 
 
 def print_models(models: Sequence[ModelSummary]) -> None:

@@ -42,6 +42,7 @@ from dbserve.contracts.views import (
 )
 from dbserve.download import unpack
 from dbserve.errors import ConfigInvalid, DbserveError, Fault, ServerUnreachable
+from dbserve.loglines import Level
 from dbserve.sse import Message, messages
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -219,11 +220,12 @@ class Client:
         block: int | None = None,
         task: str | None = None,
         attempt: int | None = None,
+        level: Level | None = None,
         tail: int = 200,
         follow: bool = False,
     ) -> Iterator[LogView]:
-        """The last `tail` lines; with `follow`, also those that arrive until the job has ended."""
-        asked = {"block": block, "task": task, "attempt": attempt, "tail": tail}
+        """The last `tail` lines of `level` and above; with `follow`, also those that arrive until the job has ended."""
+        asked = {"block": block, "task": task, "attempt": attempt, "level": level, "tail": tail}
         params = {name: value for name, value in asked.items() if value is not None}
         path = f"/v1/jobs/{job_id}/logs"
         if not follow:

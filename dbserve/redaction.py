@@ -92,7 +92,7 @@ def known_secrets(environment: Mapping[str, str], *urls: str) -> set[str]:
             continue
         if name.upper().endswith(("_PATH", "_FILE")):
             found.update(filter(None, (_content(Path(value)),)))
-        elif "://" not in value:
+        elif not name.upper().endswith(("_URL", "_URI", "_ENDPOINT")):
             found.update((value, *value.split(",")))  # several API keys are one variable
     stripped = (secret.strip() for secret in found)
     return {secret for secret in stripped if len(secret) >= SHORTEST and not _ORDINARY.fullmatch(secret)}

@@ -77,6 +77,7 @@ class LogBuffer(logging.Handler):
     async def keep_shipping(self, store: JobStore, run: Run) -> None:
         """Ships whatever is said soon after it is, until cancelled. A store that is away is left to the heartbeat."""
         self._loop = asyncio.get_running_loop()
+        self._news.set()  # of what was said before anybody listened
         while True:
             await self._news.wait()
             self._news.clear()

@@ -14,6 +14,7 @@ from starlette.types import Message, Scope
 log = logging.getLogger("dbserve.access")
 
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # asked for every few seconds, for ever
+LONGEST_PATH = 1024  # characters
 _PARAMETER = re.compile(r"[a-z_]{1,32}")
 
 
@@ -61,7 +62,7 @@ class Access:
         said: dict[str, object] = {
             "method": scope["method"],
             "route": self.route,
-            "path": scope["path"],
+            "path": _path(scope["path"]),
             "status": self.status,
             **fields,
             "client": scope["client"][0] if scope.get("client") else None,
@@ -71,6 +72,11 @@ class Access:
         of_path = cast("dict[str, object]", scope.get("path_params", {}))
         said |= {name: of_path[name] for name in ("job_id", "block") if name in of_path}
         log.log(self._level, event, extra=said)
+
+
+def _path(path: str) -> str:
+    """Cut where it is very long, at a slash: half a secret would not be known for one."""
+    return path if len(path) <= LONGEST_PATH else path[:LONGEST_PATH].rpartition("/")[0] + "/..."
 
 
 def _parameters(query: bytes) -> str:

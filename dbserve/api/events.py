@@ -18,7 +18,9 @@ from dbserve.api.views import event_view, log_view
 from dbserve.contracts.status import TERMINAL_JOB, LogLine
 from dbserve.contracts.views import EventView, LogView, Page
 from dbserve.errors import ConfigInvalid, JobNotFound, StoreUnavailable
+from dbserve.loglines import Level, at_least, log_text
 from dbserve.store import JobStore
+from dbserve.store.keys import stream_order
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["history"])
 
@@ -41,6 +43,7 @@ class LogsQuery(BaseModel, extra="forbid"):
     block: int | None = Field(default=None, ge=0, description="of one block; or name any task with `task`")
     task: str | None = Field(default=None, max_length=64)
     attempt: int | None = Field(default=None, ge=1)
+    level: Level | None = Field(default=None, description="lines of this level and above; all of them by default")
     tail: int = Field(default=200, ge=0, le=10_000, description="how many of the last lines")
     follow: bool = Field(default=False, description="go on as lines arrive, until the job has ended")
 
@@ -100,7 +103,7 @@ async def logs(
         if preferred(request, "text/event-stream", "text/plain") == "text/plain":
             return StreamingResponse(_as_text(services, lines), media_type="text/plain")
         return event_stream(services, _as_log_events(lines))
-    found = await store.history.logs(job_id, task=chosen.task, attempt=chosen.attempt, tail=query.tail)
+    found = await store.history.logs(job_id, **chosen.model_dump(), tail=query.tail)
     if preferred(request, "application/json", "text/plain") == "text/plain":
         return PlainTextResponse("".join(map(_text_line, found)))
     return Page(data=tuple(log_view(line) for line in found))
@@ -118,10 +121,11 @@ async def _as_log_events(lines: AsyncGenerator[LogLine]) -> AsyncGenerator[bytes
 
 
 class _Chosen(BaseModel, frozen=True):
-    """Which lines are asked for."""
+    """Which lines are asked for. None: of every one."""
 
     task: str | None
     attempt: int | None
+    level: Level | None
 
     @classmethod
     async def among(cls, store: JobStore, job_id: str, query: LogsQuery) -> "_Chosen":
@@ -133,10 +137,11 @@ class _Chosen(BaseModel, frozen=True):
         if task is not None and task not in outline.tasks:
             place = "/query/task" if query.block is None else "/query/block"
             raise ConfigInvalid("the job has no such task", place, code="invalid_parameter")
-        return cls(task=task, attempt=query.attempt)
+        return cls(task=task, attempt=query.attempt, level=query.level)
 
     def __contains__(self, line: LogLine) -> bool:
-        return self.task in (None, line.task) and self.attempt in (None, line.attempt)
+        chosen = self.task in (None, line.task) and self.attempt in (None, line.attempt)
+        return chosen and at_least(line.level, self.level)
 
 
 async def _tail_then_follow(
@@ -146,9 +151,10 @@ async def _tail_then_follow(
     if after is None:
         newest = await store.history.logs(job_id, tail=1)
         after = newest[-1].id if newest else "0"
-        for line in await store.history.logs(job_id, task=chosen.task, attempt=chosen.attempt, tail=tail):
+        for line in await store.history.logs(job_id, **chosen.model_dump(), tail=tail):
             yield line
-            after = line.id
+            if stream_order(line.id) > stream_order(after):  # said since the look at the newest
+                after = line.id
     ended, quiet = False, QUIET_SECONDS
     while True:
         batch = await store.history.logs_since(job_id, after)
@@ -199,4 +205,5 @@ async def _as_text(services: Services, lines: AsyncGenerator[LogLine]) -> AsyncG
 
 def _text_line(line: LogLine) -> str:
     view = log_view(line)
-    return f"{view.at:%Y-%m-%dT%H:%M:%S}Z {view.task}#{view.attempt} {view.level:<7} {view.message}\n"
+    place = f"{view.task}#{view.attempt}"
+    return log_text(f"{view.at:%Y-%m-%dT%H:%M:%S}Z", place, view.level, view.message, view.fields) + "\n"

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Generator, Sequence
+from contextvars import Context
 
 from sse_starlette.event import ServerSentEvent
 
@@ -82,7 +83,8 @@ class Fanout:
         feed = self._feeds.setdefault(job_id, _Feed(job_id))
         feed.interested += 1
         if self._watching is None:
-            self._watching = asyncio.create_task(self._watch(), name="events of watched jobs")
+            # a context of its own: in that of the request that came first, its lines would have that request's id
+            self._watching = asyncio.create_task(self._watch(), name="events of watched jobs", context=Context())
         try:
             yield feed
         finally:
@@ -157,7 +159,7 @@ class _Feed:
             else:  # it has replayed further than the feed had come
                 taken = reader.take(b"".join(piece for event_id, piece in encoded if not _reaches(had, event_id)))
             if not taken:
-                log.info("a reader of %s's events is too slow, and let go", self.job_id)
+                log.info("a reader of %s's events is too slow, and let go", self.job_id, extra={"job_id": self.job_id})
                 del self._readers[reader]
 
     def end(self) -> None:

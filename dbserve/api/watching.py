@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncGenerator, Generator
+from contextvars import Context
 from dataclasses import dataclass, field
 
 from sse_starlette.event import ServerSentEvent
@@ -105,7 +106,8 @@ class LiveViews:
         watched = self._watched.get(job_id)
         if watched is None:
             watched = self._watched[job_id] = _Watched(job_id, first)
-            watching = asyncio.create_task(self._watch(watched), name=f"watching {job_id}")
+            # a context of its own: it outlives the request that came first, whose id would be on its lines
+            watching = asyncio.create_task(self._watch(watched), name=f"watching {job_id}", context=Context())
             self._watching.add(watching)
             watching.add_done_callback(self._watching.discard)
         watched.readers += 1
@@ -125,9 +127,9 @@ class LiveViews:
                 if view.id != watched.view.id:
                     watched.show(view)
         except (JobNotFound, StoreUnavailable) as gone:
-            log.info("live views of %s end: %s", watched.job_id, gone)
+            log.info("live views of %s end: %s", watched.job_id, gone, extra={"job_id": watched.job_id})
         except Exception:
-            log.exception("live views of %s end", watched.job_id)
+            log.exception("live views of %s end", watched.job_id, extra={"job_id": watched.job_id})
         finally:
             del self._watched[watched.job_id]
             watched.end()

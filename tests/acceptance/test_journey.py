@@ -1,5 +1,6 @@
 """A user's way from a job file to a report, over REST."""
 
+import json
 import re
 from pathlib import Path
 
@@ -85,6 +86,23 @@ def test_what_workers_said_can_be_read_when_they_are_gone(client: Client, finish
     lines = [line.message for line in client.logs(finished, task="block-0")]
     assert any("begins" in line for line in lines)
     assert any("has finished" in line for line in lines)
+
+
+def test_what_the_service_writes_about_a_job_names_it_and_holds_nothing_that_was_sent(
+    service: Service, finished: str
+) -> None:
+    logs = {name: (service.data_dir / "logs" / f"{name}.log").read_text() for name in ("api", "reconciler")}
+    lines = {name: [json.loads(line) for line in log.splitlines() if line[0] == "{"] for name, log in logs.items()}
+    assert all({"timestamp", "level", "event", "logger"} <= line.keys() for log in lines.values() for line in log)
+    about = [line for line in lines["reconciler"] if line.get("job_id") == finished]
+    launched = {(line["task"], line["block"], line["attempt"]) for line in about if line["event"].startswith("launch")}
+    assert {("trunk", "trunk", 1), ("block-0", "0", 1), ("end_to_end", "end_to_end", 1)} <= launched
+    requests = [line for line in lines["api"] if line["logger"] == "dbserve.access"]
+    asked = {(line["method"], line["route"], line["status"]) for line in requests if line.get("job_id") == finished}
+    assert ("GET", "/v1/jobs/{job_id}", 200) in asked
+    assert ("POST", "/v1/jobs", 202) in {(line["method"], line["route"], line["status"]) for line in requests}
+    assert all(line["duration_seconds"] >= 0 and line["request_id"] for line in requests if line["event"] == "request")
+    assert "journey" not in logs["api"], "the job's name was in a body"
 
 
 def test_prometheus_sees_memory_and_throughput_of_every_block(service: Service, finished: str) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from dbserve.api import fanout
 from dbserve.api.fanout import Fanout
@@ -260,6 +261,22 @@ async def test_a_fault_in_looking_leaves_nobody_waiting(caplog: pytest.LogCaptur
     store.kept.append(cast(LoggedEvent, SimpleNamespace(id="9-1", kind="held")))  # no event that could be encoded
     await asyncio.wait_for(following, 10)
     assert "event streams end" in caplog.text
+
+
+async def test_the_one_look_for_all_readers_is_part_of_no_request() -> None:
+    class Watched(FakeStore):
+        async def arrivals(self, seen: Mapping[str, str]) -> dict[str, list[LoggedEvent]]:
+            requests.append(get_contextvars())
+            return await super().arrivals(seen)
+
+    requests, got = list[Mapping[str, Any]](), list[str]()
+    store = Watched()
+    with bound_contextvars(request_id="of the first reader"):
+        following = asyncio.create_task(read(fan(store).follow(JOB, None), got))
+    await until(lambda: bool(requests))
+    store.write("job_finished", JobStatus.SUCCEEDED)
+    await asyncio.wait_for(following, 10)
+    assert not any(requests), "its lines would have the id of a request that is long over"
 
 
 async def test_an_id_from_elsewhere_holds_up_nobody() -> None:
