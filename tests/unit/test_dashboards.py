@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from dashboards.__main__ import HERE, built
+from dashboards.__main__ import HERE, built, encoded
 from tests.promql import exported, metrics_of
 
 BOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(text) for path, text in built().items()}
@@ -34,6 +35,11 @@ def every_panel() -> list[Any]:
 @pytest.mark.parametrize("path", built(), ids=lambda path: path.stem)
 def test_the_json_beside_the_code_is_what_the_code_builds(path: Any) -> None:
     assert path.read_text() == built()[path], "stale: run make dashboards"
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_grafanas_own_model_of_a_dashboard_loses_nothing_of_it(board: dict[str, Any]) -> None:
+    assert json.loads(encoded(Dashboard.from_json(board))) == board
 
 
 def test_there_is_no_json_that_no_code_builds() -> None:
