@@ -117,7 +117,7 @@ function head(first, { signal, changed }) {
   const drawWrong = keyed(wrong, (item) => item.key, (item) => [h("li", {}, item.text), () => {}]);
   const age = h("time", { datetime: first.created_at, title: moment(first.created_at) });
   const [left, setLeft] = figure("Time left");
-  const [speed, setSpeed] = figure("Throughput, all workers");
+  const [speed, setSpeed] = figure("Throughput");
   const [memory, setMemory] = figure("Memory of a block");
   const buttons = actions({ signal, changed, complain });
   complain("");
@@ -147,7 +147,7 @@ function head(first, { signal, changed }) {
     const running = view.tasks.filter((task) => task.status === "running" && task.samples_per_second);
     const sum = running.reduce((total, task) => total + task.samples_per_second, 0);
     setSpeed(running.length ? `${count(sum)} /s` : NONE, running.length ? `samples, by ${running.length} worker${running.length > 1 ? "s" : ""}` : "no worker trains now");
-    setMemory(percent(measured ?? ratio), measured === null ? "of end-to-end training, as predicted" : `of end-to-end, measured; predicted ${percent(ratio)}`);
+    setMemory(percent(measured ?? ratio), measured === null ? "of end-to-end, as predicted" : `of end-to-end; predicted ${percent(ratio)}`);
     buttons.update(view);
   }
   return { node, update, complain };

@@ -4,7 +4,7 @@ import { h, mark, say, table } from "/assets/dom.js";
 import { bytes, count, percent } from "/assets/format.js";
 import { complaint } from "/assets/parts.js";
 import { send, Unreachable } from "/assets/session.js";
-import { noiseRange, taskTitle } from "/assets/words.js";
+import { noiseRange } from "/assets/words.js";
 
 const EXAMPLE = `# Digits that come with the service: needs no data of yours.
 name: digits
@@ -112,7 +112,7 @@ function drawn(plan) {
   return [
     h("p", { class: "verdict" }, `${plan.blocks.length} ${plan.blocks.length === 1 ? "block" : "blocks"}: a worker needs `,
       h("strong", {}, percent(plan.memory_ratio)), " of the memory of end-to-end training."),
-    h("p", { class: "soft" }, `${plan.contract.architecture} · ${count(plan.data.train_rows)} rows to train on, ${count(plan.data.test_rows)} held out · ${steps} steps each · trains ${trained.map((task) => taskTitle(task.name)).join(", ")}`),
+    h("p", { class: "soft" }, `${plan.contract.architecture} · ${count(plan.data.train_rows)} rows to train on, ${count(plan.data.test_rows)} held out · ${trained.length} tasks train, ${steps} steps each`),
     plan.warnings.length ? h("ul", { class: "warnings" }, plan.warnings.map((text) => h("li", {}, text))) : null,
     h("ul", { class: "kinds", "aria-hidden": "true" }, KINDS.map((kind) => h("li", {}, h("span", { class: `swatch kind-${kind}` }), kind))),
     table("blocks", ["Network", "Layers", "Parameters", "Memory of a worker"], h("tbody", {}, rows)),

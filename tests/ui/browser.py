@@ -27,7 +27,7 @@ ARGUMENTS = (
     "--disable-sync",
 )
 PATIENCE_SECONDS = 20.0
-COLOURS_OF_A_PICTURE = 128
+COLOURS_OF_A_PICTURE = 192
 
 Found = TypeVar("Found")
 
@@ -150,9 +150,10 @@ class Browser:
         """What the console was told since the last call, by scripts or by the security policy: no failed requests."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["source"] != "network"]
 
-    def picture(self, path: Path, *, whole: bool) -> None:
-        """The whole page, or what the view port shows of it, as a PNG of few colours."""
-        taken = self._cdp("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+    def picture(self, path: Path) -> None:
+        """What the view port shows, as a PNG of few colours."""
+        self._cdp("Emulation.setScrollbarsHidden", hidden=True)
+        taken = self._cdp("Page.captureScreenshot", format="png")
         image = Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB")
         image.quantize(COLOURS_OF_A_PICTURE, dither=Image.Dither.NONE).save(path, optimize=True)
 

@@ -26,9 +26,9 @@ def test_pictures_of_a_job_in_training(browser: Browser, client: Client) -> None
     pictures = Path(DIRECTORY or "")
     pictures.mkdir(parents=True, exist_ok=True)
 
-    def take(name: str, *, whole: bool = False) -> None:
+    def take(name: str) -> None:
         path = pictures / f"{name}.png"
-        browser.picture(path, whole=whole)
+        browser.picture(path)
         assert path.stat().st_size <= MOST_BYTES, f"{path} has {path.stat().st_size} bytes"
 
     small = client.submit(digits_job(name="digits-tiny", labels={"team": "vision", "run": "7"}))
@@ -44,6 +44,7 @@ def test_pictures_of_a_job_in_training(browser: Browser, client: Client) -> None
     browser.open("#/new")
     browser.button("Plan").click()
     browser.sees("of the memory of end-to-end")
+    browser.resize(1440, 640)
     take("new-job")
 
     def half_done() -> bool:
@@ -53,6 +54,7 @@ def test_pictures_of_a_job_in_training(browser: Browser, client: Client) -> None
     wait_for(half_done, seconds=900, what="a block that has finished, and another in training")
     browser.open()
     browser.sees("digits-next")
+    browser.resize(1440, 460)
     take("jobs")
     browser.resize(1440, 1400)
     for scheme in ("light", "dark"):
