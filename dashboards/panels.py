@@ -177,8 +177,10 @@ def rows(
     cells lead to another dashboard; `hidden` are labels that rows are joined by, and that need not be shown.
     """
     named = dict(zip(_letters(), queries, strict=False))
-    unshown = ["Time", *hidden, *(f"Value #{letter}" for letter, query in named.items() if not query.legend)]
-    titles = {f"Value #{letter}": query.legend for letter, query in named.items() if query.legend}
+    # Grafana calls the values of a query by its letter, but not where it is the only one.
+    columns = {letter: f"Value #{letter}" if len(queries) > 1 else "Value" for letter in named}
+    unshown = ["Time", *hidden, *(columns[letter] for letter, query in named.items() if not query.legend)]
+    titles = {columns[letter]: query.legend for letter, query in named.items() if query.legend}
     order = [*keys, *titles]
     panel = (
         table.Panel()
