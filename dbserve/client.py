@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from dbserve.client_webhooks import Webhooks
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.report import Report
@@ -31,6 +32,7 @@ from dbserve.contracts.views import (
     ArchitectureView,
     BlockView,
     EventView,
+    JobMetricsView,
     JobSummary,
     JobView,
     LogView,
@@ -213,6 +215,12 @@ class Client:
         for message in self._stream(f"/v1/jobs/{job_id}/events", {}, after, last=None):
             yield EventView.model_validate_json(message.data)
 
+    def metrics(self, job_id: str, *, points: int = 120) -> JobMetricsView:
+        """The course of every training: loss, throughput and memory at some of its steps."""
+        return self._parsed(
+            JobMetricsView, self._request("GET", f"/v1/jobs/{job_id}/metrics", params={"points": points})
+        )
+
     def logs(
         self,
         job_id: str,
@@ -269,6 +277,13 @@ class Client:
 
     def architecture(self, kind: str) -> ArchitectureView:
         return self._parsed(ArchitectureView, self._request("GET", f"/v1/architectures/{kind}"))
+
+    # --- webhooks
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Who is told when jobs end and when blocks get into trouble."""
+        return Webhooks(self._request, self._parsed)
 
     # --- inside
 

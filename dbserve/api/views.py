@@ -216,6 +216,8 @@ def _links(snapshot: JobSnapshot) -> JobLinks:
         blocks=f"{here}/blocks",
         events=f"{here}/events",
         logs=f"{here}/logs",
+        metrics=f"{here}/metrics",
+        live=f"{here}/live",
         checkpoints=f"{here}/checkpoints",
         cancel=None if ended else f"{here}/cancel",
         pause=f"{here}/pause" if goes_on and intent is Intent.RUN else None,

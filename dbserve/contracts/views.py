@@ -135,6 +135,8 @@ class JobLinks(BaseModel, frozen=True):
     blocks: str
     events: str
     logs: str
+    metrics: str
+    live: str
     checkpoints: str
     cancel: str | None = None
     pause: str | None = None

@@ -105,6 +105,16 @@ def test_what_the_service_writes_about_a_job_names_it_and_holds_nothing_that_was
     assert "journey" not in logs["api"], "the job's name was in a body"
 
 
+def test_the_course_of_every_training_can_be_read_when_it_is_over(client: Client, finished: str) -> None:
+    courses = {task.name: task for task in client.metrics(finished, points=10).tasks}
+    assert {"trunk", "block-0", "block-1", "end_to_end"} <= courses.keys()
+    for course in courses.values():
+        assert (course.points[0].step, course.points[-1].step) == (1, course.total)
+        assert len(course.points) == 10
+        assert all(point.loss and point.memory_bytes and point.host_memory_bytes for point in course.points)
+        assert course.points[-1].samples_per_second
+
+
 def test_prometheus_sees_memory_and_throughput_of_every_block(service: Service, finished: str) -> None:
     text = httpx.get(f"{service.url}/metrics").text
     for block in ("0", "1"):
