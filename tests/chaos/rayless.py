@@ -17,9 +17,9 @@ from workers.termination import Termination
 class RaylessWorker(BlockWorker):
     """Ray is asked for its node's name alone."""
 
-    def _started(self) -> Started:
+    def _started(self, gpus: str | None) -> Started:
         pid = os.getpid()
-        return Started(run=self._run, node=socket.gethostname(), pid=pid, born=birth(pid))
+        return Started(run=self._run, node=socket.gethostname(), pid=pid, born=birth(pid), gpu=gpus)
 
 
 def start(
