@@ -16,7 +16,7 @@ const CHARTS = [
   { field: "memory_bytes", title: "Memory in training", unit: "bytes", format: bytes, scale: "zero" },
 ];
 
-/** {node, predicted (bytes by task, once the history is here), update(view, memory)} */
+/** {node, predicted (bytes by task, once the history is here), load(), update(view, memory)} */
 export function curves({ here, signal }) {
   const predicted = new Map(); // task name -> bytes
   const points = new Map(); // task name -> [{step, loss, samples_per_second, memory_bytes}], ascending
@@ -27,7 +27,7 @@ export function curves({ here, signal }) {
   let view = null;
   let memory = null;
 
-  read(`${here}/metrics?points=${POINTS}`, { signal }).then((history) => {
+  const load = () => read(`${here}/metrics?points=${POINTS}`, { signal }).then((history) => {
     for (const { name, points: past, memory_predicted: planned } of history.tasks) {
       if (planned) predicted.set(name, planned);
       const since = points.get(name) ?? [];
@@ -36,6 +36,7 @@ export function curves({ here, signal }) {
     }
     draw();
   }, () => {}); // without its history, a curve begins now
+  load();
 
   function draw() {
     if (view === null) return;
@@ -61,6 +62,7 @@ export function curves({ here, signal }) {
   return {
     node,
     predicted,
+    load,
     update(next, against) {
       view = next;
       memory = against;

@@ -33,13 +33,13 @@ export function mark(node, name, value) {
 
 /**
  * Keeps the children of `parent` to a list of items, one node a key. `make(item)` returns [node, update]; nodes stay
- * where they are while their key does, and with them focus and hover.
+ * where they are while their key does, and with them focus and hover. `start`: the child after which they come.
  */
-export function keyed(parent, keyOf, make) {
+export function keyed(parent, keyOf, make, start = null) {
   let known = new Map();
   return (items) => {
     const now = new Map();
-    let before = null;
+    let before = start;
     for (const item of items) {
       const key = keyOf(item);
       const entry = known.get(key) ?? make(item);
@@ -55,8 +55,8 @@ export function keyed(parent, keyOf, make) {
 }
 
 /** A table that stays one to a screen reader where the style sheet lays it out as cards. */
-export function table(kind, headings, body) {
-  mark(body, "role", "rowgroup");
+export function table(kind, headings, body = null) {
+  if (body) mark(body, "role", "rowgroup");
   return h("table", { class: kind, role: "table" },
     h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, headings.map((name) => h("th", { scope: "col", role: "columnheader" }, name)))), body);
 }

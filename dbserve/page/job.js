@@ -30,6 +30,7 @@ export async function open({ node, path, query, signal, title }) {
   let blocks = new Map(); // name -> the block in full: its layers, noise range, predicted memory, restarts
   let fetched = "";
   let watching = null; // what ends the present stream
+  let missed = false; // whether something happened that the stream did not tell
 
   node.classList.add("job-view");
   node.append(
@@ -74,8 +75,15 @@ export async function open({ node, path, query, signal, title }) {
         signal: either,
         silence: 15_000, // of this stream a comment comes every 3 s
         onNews: news,
-        onLost: lost,
-        onEvent: ({ data }) => show((latest = JSON.parse(data))),
+        onLost: () => {
+          missed = true;
+          lost();
+        },
+        onEvent: ({ data }) => {
+          if (missed) charts.load();
+          missed = false;
+          show((latest = JSON.parse(data)));
+        },
       });
       ended();
       if (latest === null) show(await read(here, { signal: either }));
@@ -87,6 +95,7 @@ export async function open({ node, path, query, signal, title }) {
   }
 
   document.addEventListener("visibilitychange", () => {
+    missed = true;
     if (document.hidden) watching.abort();
     else watch();
   }, { signal });

@@ -4,7 +4,7 @@ import { h, mark, say, table } from "/assets/dom.js";
 import { bytes, count, percent } from "/assets/format.js";
 import { complaint } from "/assets/parts.js";
 import { send, Unreachable } from "/assets/session.js";
-import { noiseRange } from "/assets/words.js";
+import { layerRange, noiseRange } from "/assets/words.js";
 
 const EXAMPLE = `# Digits that come with the service: needs no data of yours.
 name: digits
@@ -130,6 +130,6 @@ function row(name, network, largest, { range, share }) {
   const levels = h("span", { class: "about" });
   say(levels, range);
   return h("tr", { role: "row" }, h("th", { scope: "row", role: "rowheader" }, h("span", { class: "name" }, name), levels),
-    h("td", { role: "cell" }, `${network.layers[0]}–${network.layers[1] - 1}`), h("td", { class: "number", role: "cell" }, count(network.parameters)),
+    h("td", { role: "cell" }, layerRange(network.layers).replace(/^layers? /, "")), h("td", { class: "number", role: "cell" }, count(network.parameters)),
     h("td", { class: "memory", role: "cell" }, h("div", { class: "progress" }, track, figures)));
 }

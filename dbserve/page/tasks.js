@@ -4,7 +4,7 @@ import { h, keyed, mark, say, table } from "/assets/dom.js";
 import { NONE, bytes, count, duration, percent, significant } from "/assets/format.js";
 import { bar, pill } from "/assets/parts.js";
 import { seriesClass } from "/assets/series.js";
-import { conditionMeans, noiseRange, reasonMeans, taskTitle, why } from "/assets/words.js";
+import { conditionMeans, layerRange, noiseRange, reasonMeans, taskTitle, why } from "/assets/words.js";
 
 const MOVING = new Set(["running", "pausing", "cancelling"]);
 
@@ -20,9 +20,8 @@ export function memoryOf(view, predicted) {
 
 /** A table of tasks: {node, update(view, blocks, memory)}. */
 export function tasks() {
-  const body = h("tbody");
-  const node = table("tasks", ["Task", "Status", "Progress", "Loss", "Samples/s", "Memory against end-to-end", "Node"], body);
-  const draw = keyed(body, ({ task }) => task.name, ({ task }) => row(task));
+  const node = table("tasks", ["Task", "Status", "Progress", "Loss", "Samples/s", "Memory against end-to-end", "Node"]);
+  const draw = keyed(node, ({ task }) => task.name, ({ task }) => rows(task), node.tHead);
   return {
     node,
     update(view, blocks, memory) {
@@ -31,7 +30,8 @@ export function tasks() {
   };
 }
 
-function row(first) {
+/** A task: a row of figures, and under it, where there is something to say, a row of words. */
+function rows(first) {
   const trains = first.total > 0;
   const [status, setStatus] = pill();
   const [progress, setProgress] = bar((task) => taskTitle(task.name));
@@ -44,12 +44,13 @@ function row(first) {
   const place = h("td", { class: "place", role: "cell", "data-label": "Node" });
   const wrong = h("ul", { class: "conditions" });
   const drawWrong = keyed(wrong, (text) => text, (text) => [h("li", {}, text), () => {}]);
-  const node = h("tr", { role: "row", "data-task": first.name },
+  const words = h("tr", { class: "said", role: "row" }, h("td", { colspan: 7, role: "cell", "aria-colspan": 7 }, wrong));
+  const node = h("tbody", { role: "rowgroup", "data-task": first.name }, h("tr", { role: "row" },
     h("th", { scope: "row", role: "rowheader", class: "task" },
-      h("span", { class: `swatch ${trains ? seriesClass(first) : "none"}`, "aria-hidden": "true" }), h("span", { class: "name" }, taskTitle(first.name)), about, wrong),
+      h("span", { class: `swatch ${trains ? seriesClass(first) : "none"}`, "aria-hidden": "true" }), h("span", { class: "name" }, taskTitle(first.name)), about),
     h("td", { class: "status", role: "cell" }, status, attempt),
     h("td", { class: "done", role: "cell" }, trains ? [progress, left] : null),
-    loss, speed, h("td", { class: "memory", role: "cell" }, trains ? memory : null), place);
+    loss, speed, h("td", { class: "memory", role: "cell" }, trains ? memory : null), place), words);
 
   return [node, ({ task, block, memory }) => {
     setStatus(task.status);
@@ -59,7 +60,7 @@ function row(first) {
     attempt.hidden = task.attempt === 1 && (!trains || task.status === "pending");
     if (trains) setProgress(task);
     say(left, MOVING.has(task.status) && task.eta_seconds !== null ? `${duration(task.eta_seconds)} left` : "");
-    say(about, block ? `layers ${block.layers[0]}–${block.layers[1] - 1} · ${noiseRange(block.sigma_min, block.sigma_max)}` : "");
+    say(about, block ? `${layerRange(block.layers)} · ${noiseRange(block.sigma_min, block.sigma_max)}` : "");
     say(loss, trains ? significant(task.loss) : "");
     say(speed, trains ? count(task.status === "running" ? task.samples_per_second : null) : "");
     say(place, task.node ?? "");
@@ -69,8 +70,9 @@ function row(first) {
     if (because && task.status !== "succeeded") lines.push(because);
     if (task.retry_at) lines.push(`tried again at ${new Date(task.retry_at).toLocaleTimeString("en-GB")}`);
     const lost = Object.entries(block?.restarts ?? {}).map(([reason, times]) => `${times} × ${reasonMeans(reason)}`);
-    if (lost.length) lines.push(`restarted: ${lost.join(", ")}`);
+    if (lost.length && task.attempt > 1) lines.push(`lost so far: ${lost.join(", ")}`);
     drawWrong(lines);
+    words.hidden = !lines.length;
   }];
 }
 

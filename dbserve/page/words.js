@@ -117,5 +117,8 @@ function restored({ step, lost }) {
 
 const again = (seconds) => (seconds ? `; tried again after ${duration(seconds)}` : "");
 
+/** Of [start, stop): "layers 2–3" */
+export const layerRange = ([start, stop]) => (stop - start === 1 ? `layer ${start}` : `layers ${start}–${stop - 1}`);
+
 /** A range of noise levels, high to low, as the blocks divide it. */
 export const noiseRange = (low, high) => `noise ${significant(high)} – ${significant(low)}`;
