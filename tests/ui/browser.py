@@ -47,6 +47,7 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
         self.driver.set_script_timeout(PATIENCE_SECONDS)
+        self._cdp("Emulation.setScrollbarsHidden", hidden=True)
         self.resize(1440, 900)
 
     def close(self) -> None:
@@ -152,7 +153,6 @@ class Browser:
 
     def picture(self, path: Path) -> None:
         """What the view port shows, as a PNG of few colours."""
-        self._cdp("Emulation.setScrollbarsHidden", hidden=True)
         taken = self._cdp("Page.captureScreenshot", format="png")
         image = Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB")
         image.quantize(COLOURS_OF_A_PICTURE, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -44,7 +44,7 @@ def test_pictures_of_a_job_in_training(browser: Browser, client: Client) -> None
     browser.open("#/new")
     browser.button("Plan").click()
     browser.sees("of the memory of end-to-end")
-    browser.resize(1440, 640)
+    browser.resize(1440, 660)
     take("new-job")
 
     def half_done() -> bool:
