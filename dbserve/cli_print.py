@@ -323,6 +323,14 @@ def print_model(model: ModelView) -> None:
     out.print(json.dumps(model.manifest, indent=2))
 
 
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
+    """Rows of plain text; `empty` where there are none."""
+    table = _table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table if rows else empty)
+
+
 def _table(*columns: str) -> Table:
     return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
 

@@ -44,6 +44,7 @@ def job(service: Service, secret: str) -> JobView:
         f"{service.url}/v1/jobs",
         content=spec.model_dump_json(),
         headers={"content-type": "application/json", "traceparent": CALLER},
+        timeout=60.0,
     )
     assert accepted.status_code == 202, accepted.text
     with service.client() as client:

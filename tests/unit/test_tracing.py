@@ -95,7 +95,7 @@ def test_a_collector_that_never_answers_keeps_nobody_waiting() -> None:
             flushed.set()
 
         threading.Thread(target=work, daemon=True).start()
-        assert flushed.wait(6.0), "a dead collector holds up its user"
+        assert flushed.wait(8.0), "a dead collector holds up its user"
 
 
 def test_a_process_ends_though_its_collector_does_not_answer() -> None:
@@ -112,7 +112,7 @@ def test_a_process_ends_though_its_collector_does_not_answer() -> None:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == b"ends\n"
-            assert process.wait(6.0) == 0
+            assert process.wait(8.0) == 0
         finally:
             process.kill()
             process.wait(10)
