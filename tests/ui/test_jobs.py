@@ -155,7 +155,7 @@ def test_what_cannot_be_done_is_said_beside_the_button(browser: Browser, client:
     wait_for(lambda: client.job(job.id).status is JobStatus.CANCELLED, seconds=60, what="cancelled")
     client.delete(job.id)
     browser.find("dialog button", "Cancel the job").click()
-    browser.find(".complaint", "not known")
+    browser.find(".top .complaint", "not known")
 
 
 def test_the_page_reconnects_when_the_server_is_back_and_shows_meanwhile_that_it_is_stale(
