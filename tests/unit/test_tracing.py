@@ -18,7 +18,7 @@ REMOTE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 def test_where_nothing_is_traced_nothing_that_would_send_is_imported() -> None:
     script = (
-        "import sys, dbserve.api.app, workers.saving; from dbserve.tracing import Trace, open_tracer\n"
+        "import sys, dbserve.api.app, dbserve.reconciler; from dbserve.tracing import Trace, open_tracer\n"
         "with Trace(open_tracer(None, 'api')).span('x', {}) as span: assert span.traceparent == ''\n"
         # FastAPI and the Redis driver look for OpenTelemetry of their own accord; what sends is imported by us alone
         "assert not [name for name in sys.modules if name.startswith(('dbserve.otlp', 'opentelemetry.exporter.otlp'))]"
