@@ -13,16 +13,19 @@ chip.append(dot, words, age);
 
 let state = "off"; // off | live | lost | ended
 let heardAt = 0;
+let reason = ""; // of the server, where it answers and cannot help
 
 /** Something arrived from the server. */
 export function news() {
   heardAt = Date.now();
   state = "live";
+  reason = "";
   draw();
 }
 
-/** The connection is gone, and is tried again. */
-export function lost() {
+/** The connection is gone, or the server refuses for now; it is tried again. */
+export function lost(error) {
+  reason = error.status ? error.message.replace(/\.$/, "") : "";
   heardAt ||= Date.now();
   if (state !== "off") state = "lost";
   draw();
@@ -38,6 +41,7 @@ export function ended() {
 export function begin(lives) {
   state = lives ? "live" : "off";
   heardAt = Date.now();
+  reason = "";
   draw();
 }
 
@@ -50,7 +54,7 @@ function draw() {
   say(age, stale ? ` · last news ${duration(silent / 1000)} ago` : "");
   mark(document.documentElement, "data-stale", stale || null);
   band.hidden = !stale;
-  say(band, stale ? `No news from the server. Shown is what was known at ${clock(heardAt)}; trying to reconnect.` : "");
+  say(band, stale ? `No news from the server${reason && ` (${reason})`}. Shown is what was known at ${clock(heardAt)}; trying to reconnect.` : "");
 }
 
 setInterval(draw, 1000);

@@ -75,9 +75,9 @@ export async function open({ node, path, query, signal, title }) {
         signal: either,
         silence: 15_000, // of this stream a comment comes every 3 s
         onNews: news,
-        onLost: () => {
+        onLost: (error) => {
           missed = true;
-          lost();
+          lost(error);
         },
         onEvent: ({ data }) => {
           if (missed) charts.load();

@@ -97,7 +97,7 @@ export async function open({ node, query, signal, title }) {
         } catch (error) {
           if (signal.aborted || error.status === 401) return;
           if (error.status && error.status < 500) complain(error);
-          lost();
+          lost(error);
         }
       }
       await Promise.race([pause(LOOK, signal), woken]).catch(() => {});
