@@ -25,6 +25,7 @@ from dashboards.__main__ import built
 from dbserve.client import Client, NotFound
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import JobStatus
+from dbserve.contracts.views import JobView
 from tests.acceptance.conftest import Service, wait_for
 from tests.acceptance.jobs import long_job
 
@@ -159,6 +160,15 @@ def watched_job(shard: Path) -> JobSpec:
     )
 
 
+@pytest.fixture
+def in_training(client: Client, prometheus: Prometheus, tmp_path: Path) -> Iterator[JobView]:
+    """Such a job, submitted when Prometheus already looks; cancelled whatever the test comes to."""
+    job = client.submit(watched_job(tmp_path / "rhymes.parquet"))
+    yield job
+    client.cancel(job.id)
+    assert client.wait(job.id, timeout=120).status is JobStatus.CANCELLED
+
+
 def lose_workers(client: Client, job_id: str, block: int, count: int) -> None:
     """Kills the block's worker, and then the next one's."""
     for attempt in range(1, count + 1):
@@ -191,8 +201,10 @@ def asked(variables: dict[str, str]) -> Iterator[Asked]:
                 yield Asked(path.stem, panel["title"], query)
 
 
-def test_every_query_of_every_panel_returns_points(client: Client, prometheus: Prometheus, tmp_path: Path) -> None:
-    job = client.submit(watched_job(tmp_path / "rhymes.parquet"))
+def test_every_query_of_every_panel_returns_points(
+    client: Client, prometheus: Prometheus, in_training: JobView
+) -> None:
+    job = in_training
     given_up = client.submit(long_job(name="given-up"))
     client.cancel(given_up.id)
     with pytest.raises(NotFound):
@@ -226,8 +238,6 @@ def test_every_query_of_every_panel_returns_points(client: Client, prometheus: P
     wait_for(lambda: prometheus.value(alert) == 1, seconds=30, what="the alert fires")
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     assert {rule["health"] for rule in rules} == {"ok"}, [rule for rule in rules if rule["health"] != "ok"]
-    client.cancel(job.id)
-    assert client.wait(job.id, timeout=120).status is JobStatus.CANCELLED
 
 
 def test_promtool_finds_no_fault_with_the_metrics(service: Service) -> None:
