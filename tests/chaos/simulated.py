@@ -41,6 +41,7 @@ class Process:
     ended: bool = False  # it has said its last word
     restored: bool = False
     step: int = 0
+    beats: int = 0  # that it sent
     task: Task | None = field(default=None, repr=False)  # as it stood when it began
 
     @property

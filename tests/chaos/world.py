@@ -34,6 +34,7 @@ from dbserve.contracts.status import (
     Task,
     TaskEvent,
 )
+from dbserve.contracts.work import Work
 from dbserve.errors import DbserveError, IdempotencyMismatch, IllegalTransition, JobNotFound, StaleRun
 from dbserve.reconciler import Reconciler
 from dbserve.scheduling import Limits
@@ -294,7 +295,9 @@ class World:
     def beat(self, one: Process) -> None:
         """A heartbeat, and what its answer orders."""
         before = self.bytes_of(one.run.job_id)
-        progress = Progress(run=one.run, step=one.step, total=20, heartbeat_at=1.0)
+        one.beats += 1
+        work = Work(steps=one.beats)
+        progress = Progress(run=one.run, step=one.step, total=20, heartbeat_at=1.0, work=work)
         try:
             task = self.wait(self._own.record_progress(progress))
             order, counts = order_of(one.run, task), task.run == one.run and task.state in HELD | STOPPING

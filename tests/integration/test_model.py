@@ -15,10 +15,20 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from dbserve.contracts.cluster import Resources
 from dbserve.contracts.snapshot import Standing
-from dbserve.contracts.status import Crashed, Finished, Intent, JobStatus, Retried, Task, TaskEvent, TaskState
+from dbserve.contracts.status import (
+    Crashed,
+    Finished,
+    Intent,
+    JobRecord,
+    JobStatus,
+    Retried,
+    Task,
+    TaskEvent,
+    TaskState,
+)
 from dbserve.lifecycle import advance, standing
 from dbserve.reconciler import Reconciler
-from dbserve.store import history, jobs, keys, scripts, wishes
+from dbserve.store import attempts, history, jobs, keys, scripts, wishes
 from tests.chaos.durable_redis import DurableRedis
 from tests.chaos.machine import Machine, chosen
 from tests.chaos.replay import Unexplained
@@ -125,18 +135,18 @@ def a_checkpoint_is_dropped_by_a_crash(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_job_that_ended_stays_active(patch: pytest.MonkeyPatch) -> None:
-    def close(pipe: Any, job_id: str, status: JobStatus, *, at: float) -> None:
-        history.close_if_ended(pipe, job_id, status, at=at)
-        pipe.sadd(keys.ACTIVE, job_id)
+    def close(pipe: Any, record: JobRecord, status: JobStatus, *, at: float) -> None:
+        history.close_if_ended(pipe, record, status, at=at)
+        pipe.sadd(keys.ACTIVE, record.id)
 
     for module in (jobs, wishes):
         patch.setattr(module, "close_if_ended", close)
 
 
 def an_end_is_told_twice(patch: pytest.MonkeyPatch) -> None:
-    def close(pipe: Any, job_id: str, status: JobStatus, *, at: float) -> None:
-        history.close_if_ended(pipe, job_id, status, at=at)
-        history.close_if_ended(pipe, job_id, status, at=at)
+    def close(pipe: Any, record: JobRecord, status: JobStatus, *, at: float) -> None:
+        history.close_if_ended(pipe, record, status, at=at)
+        history.close_if_ended(pipe, record, status, at=at)
 
     patch.setattr(jobs, "close_if_ended", close)
     patch.setattr(wishes, "close_if_ended", close)
@@ -159,6 +169,12 @@ def a_list_is_told_late(patch: pytest.MonkeyPatch) -> None:
         return standing(waits, intent)
 
     patch.setattr(wishes, "standing", stale)
+
+
+def the_work_of_an_ended_attempt_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    script = scripts.SET_ASIDE.replace("redis.call('HSET', KEYS[1], ARGV[2], told)", "")
+    assert script != scripts.SET_ASIDE
+    patch.setattr(attempts, "SET_ASIDE", script)
 
 
 def a_key_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -186,6 +202,7 @@ SOON_FOUND = [
     a_checkpoint_is_dropped_by_a_crash,
     a_change_raises_no_revision,
     a_list_is_told_late,
+    the_work_of_an_ended_attempt_is_forgotten,
 ]
 LATER_FOUND = [
     a_job_that_ended_stays_active,
