@@ -8,6 +8,7 @@ import { seriesClass, seriesDash } from "/assets/series.js";
 import { taskTitle } from "/assets/words.js";
 
 const POINTS = 200; // asked for
+const WEIGHT = 0.25; // of the last report's loss, where it continues a curve
 const MOST = 600; // kept of a task; then every other one is dropped
 
 const CHARTS = [
@@ -76,10 +77,19 @@ export function curves({ here, signal }) {
 function append(points, task) {
   if (task.status !== "running" || !task.total || !task.step) return;
   let past = points.get(task.name) ?? [];
+  const before = past.findLast((point) => point.step < task.step)?.loss ?? null;
   const told = {
-    step: task.step, loss: task.loss, samples_per_second: task.samples_per_second, memory_bytes: task.memory_peak,
+    step: task.step,
+    loss: smoothed(before, task.loss),
+    samples_per_second: task.samples_per_second,
+    memory_bytes: task.memory_peak,
   };
   if (past.length && past.at(-1).step >= task.step) past = past.filter((point) => point.step < task.step);
   if (past.length > MOST) past = past.filter((_, index) => index % 2 === 0 || index === past.length - 1);
   points.set(task.name, [...past, told]);
+}
+
+/** A report is a mean over a second's steps, the stored points are means over more: beside them it would look like a spike. */
+function smoothed(before, loss) {
+  return before === null || loss === null || !Number.isFinite(loss) ? loss : before + WEIGHT * (loss - before);
 }

@@ -56,6 +56,7 @@ export async function open({ node, path, query, signal, title }) {
     // What the stream leaves out changes only with a state or an attempt.
     const state = view.tasks.map((task) => `${task.status}${task.attempt}`).join();
     if (state !== fetched) {
+      if (fetched) charts.load();
       fetched = state;
       read(`${here}/blocks`, { signal }).then(({ data }) => {
         blocks = new Map(data.map((block) => [block.name, block]));
