@@ -230,10 +230,10 @@ def _as_json(_: WrappedLogger, __: str, event: EventDict) -> str:
 
 def _on_one_line(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """For a terminal, which must not be steered by what a stranger sent. Tracebacks keep their lines there."""
-    return {
-        name: one_line(value) if isinstance(value, str) and name != EXCEPTION else value
-        for name, value in event.items()
-    }
+    shown = {name: one_line(value) if isinstance(value, str) else value for name, value in event.items()}
+    if EXCEPTION in event:
+        shown[EXCEPTION] = "\n".join(map(one_line, str(event[EXCEPTION]).splitlines()))
+    return shown
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> Any:

@@ -137,7 +137,7 @@ class BlockWorker:
             if not pulse.preempted:
                 raise
             log.warning("stopped without a last checkpoint: %s", unsaved)
-            await self._tell_preempted(f"SIGTERM: no last checkpoint ({one_line(unsaved)})")
+            await self._tell_preempted(f"SIGTERM: no last checkpoint ({self._why(unsaved)})")
         finally:
             await end(cut_short, heart)
 
@@ -263,15 +263,19 @@ class BlockWorker:
 
     async def _confess(self, spec: JobSpec | None, error: Exception) -> None:
         """Tells the store why the attempt ended; whether there is another one is not for the worker to say."""
-        await self._end_span(reason_of(error), failure=one_line(error))
+        await self._end_span(reason_of(error), failure=self._why(error))
         await self._ship()
         wait = 0.0
         with contextlib.suppress(JobNotFound, StoreUnavailable):
             if spec is not None:
                 task = await patiently(lambda: self._store.task(self._run.job_id, self._run.task))
                 wait = backoff_seconds(spec.retry, task.crashes + 1)
-        crashed = Crashed(run=self._run, reason=reason_of(error), message=one_line(error), retry_after=wait)
+        crashed = Crashed(run=self._run, reason=reason_of(error), message=self._why(error), retry_after=wait)
         await self._told(crashed)
+
+    def _why(self, error: Exception) -> str:
+        """What went wrong, for who reads the job's events, is sent them, or sees its traces: as in logs, no secrets."""
+        return self._logs.redact(one_line(error))
 
     async def _told(self, crashed: Crashed) -> None:
         """Where the attempt still counts, and a store can be told."""

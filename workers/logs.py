@@ -32,7 +32,8 @@ class LogBuffer(logging.Handler):
     def __init__(self, run: Run | None = None, secrets: Iterable[str] = ()) -> None:
         """`run`: what every line is about. `secrets` are in none of them."""
         super().__init__(logging.INFO)
-        self.setFormatter(LineFormatter(Redactor(secrets), fields=about(run) if run else None))
+        self.redact = Redactor(secrets)
+        self.setFormatter(LineFormatter(self.redact, fields=about(run) if run else None))
         self._lines: deque[Said] = deque()
         self._characters = 0  # of these lines
         self._said = 0  # the number of the last line

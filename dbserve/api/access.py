@@ -8,13 +8,13 @@ import re
 import time
 from typing import cast
 
-from starlette.datastructures import Headers
 from starlette.types import Message, Scope
 
 log = logging.getLogger("dbserve.access")
 
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # asked for every few seconds, for ever
 LONGEST_PATH = 1024  # characters
+EVENTS = b"text/event-stream"
 _PARAMETER = re.compile(r"[a-z_]{1,32}")
 
 
@@ -43,7 +43,7 @@ class Access:
         """Takes in a part of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if Headers(raw=list(message["headers"])).get("content-type", "").startswith("text/event-stream"):
+            if (b"content-type", EVENTS) in ((name, value[: len(EVENTS)]) for name, value in message["headers"]):
                 self._tell("stream begins")
         elif message["type"] == "http.response.body":
             self._bytes += len(message.get("body", b""))
@@ -67,8 +67,8 @@ class Access:
             **fields,
             "client": scope["client"][0] if scope.get("client") else None,
         }
-        if parameters := _parameters(scope.get("query_string", b"")):
-            said["query"] = parameters
+        if query := scope.get("query_string"):
+            said["query"] = _parameters(query)
         of_path = cast("dict[str, object]", scope.get("path_params", {}))
         said |= {name: of_path[name] for name in ("job_id", "block") if name in of_path}
         log.log(self._level, event, extra=said)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -197,3 +198,11 @@ async def test_a_line_said_after_the_loop_has_ended_is_kept(store: JobStore, his
 
 def _refuse(_: object) -> None:
     raise RuntimeError("Event loop is closed")
+
+
+async def test_why_an_attempt_failed_is_told_without_secrets(tmp_path: Path) -> None:
+    from workers.actor import BlockWorker, WorkerConfig  # late: ray takes seconds to come
+
+    config = WorkerConfig(redis_url="redis://:the-password@db:1/0", artifacts=str(tmp_path), cache_dir=tmp_path)
+    worker = BlockWorker(RUN, config, 1.0, 0.0, termination=cast(Any, None))
+    assert worker._why(ValueError("refused the-password")) == "ValueError: refused ***"  # pyright: ignore[reportPrivateUsage]

@@ -168,8 +168,13 @@ def test_a_terminal_gets_lines_for_people_that_cannot_steer_it() -> None:
     out = Terminal()
     configure(read_settings(), out)
     logging.getLogger("x").info("forged\n2026 [info] line \x1b[2J", extra={"path": "/\x1b[2J\r\n"})
+    assert out.getvalue().count("\n") == 1
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        logging.getLogger("x").exception("failed")
     written = out.getvalue()
-    assert written.count("\n") == 1
+    assert "\nTraceback" in written, "for people"
     assert "\x1b[2J" not in written
     assert "forged\\n2026" in written
 
