@@ -140,7 +140,10 @@ async def test_a_few_lines_are_found_among_many_others(store: JobStore, monkeypa
     assert await messages(store, job_id, task="block-1", tail=30) == [f"line {n}" for n in range(6, 36)]
 
 
-async def test_an_attempt_that_was_lost_is_still_read_and_followed_by_its_number(url: str, store: JobStore) -> None:
+async def test_an_attempt_that_was_lost_is_still_read_and_followed_by_its_number(
+    url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "QUIET_SECONDS", 0.1)  # before it is asked whether the job has ended
     job_id = await submitted(store)
     run = await start(store, job_id, "block-0")
     await store.history.append_logs(run, said(1, 2))
@@ -155,6 +158,10 @@ async def test_an_attempt_that_was_lost_is_still_read_and_followed_by_its_number
                 1: ["line 1", "line 2"],
                 2: ["line 1", "line 2", "line 3"],
             }
+    address = f"{url}/v1/jobs/{job_id}/logs?follow=true&block=0"
+    async with httpx.AsyncClient(timeout=20.0, headers={**STREAM, "Last-Event-ID": "0"}) as http:
+        for query, count in (("", 5), ("&attempt=1", 2), ("&attempt=2", 3), ("&level=error", 0)):
+            assert len(ids_in((await http.get(address + query)).text)) == count, "of lines that arrive, too"
 
 
 async def test_a_stream_that_was_cut_off_goes_on_after_the_last_line_seen(
