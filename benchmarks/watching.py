@@ -2,7 +2,8 @@
 
 The exposition of 50 active blocks: its series, and how long /metrics takes. And a training that is watched live by 100
 viewers of its page's stream, against the same training unwatched, alternately in one run. The viewers are one process
-of their own on the same machine, and take no heed of what they read: the training gets one core, all the rest another.
+of their own on the same machine, and take no heed of what they read. One torch thread trains; on two cores that leaves
+one to all the rest.
 """
 
 import argparse

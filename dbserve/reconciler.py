@@ -96,6 +96,7 @@ class Reconciler:
             try:
                 if await self._hold():
                     await self._timed_tick()
+                await self._tell()
                 answered_at = time.monotonic()
             except ClusterUnavailable as away:
                 log.warning("%s", away)
@@ -111,12 +112,16 @@ class Reconciler:
     async def _timed_tick(self) -> None:
         began = time.monotonic()
         await self.tick()
-        ended = time.monotonic()
-        self._ticks.append(ended - began)
-        if ended - self._told_at >= TELL_SECONDS:
-            await self._store.counters.tell_refusals()
+        self._ticks.append(time.monotonic() - began)
+
+    async def _tell(self) -> None:
+        """What is counted here, now and then: the lease may be another's."""
+        if (now := time.monotonic()) - self._told_at < TELL_SECONDS:
+            return
+        await self._store.counters.tell_refusals()
+        if self._ticks:
             await self._store.counters.ticked(await self._store.clock(), self._ticks)
-            self._ticks, self._told_at = [], ended
+        self._ticks, self._told_at = [], now
 
     async def tick(self) -> None:
         """One look and what follows from it."""

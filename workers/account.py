@@ -48,10 +48,11 @@ class _Tally:
 class Account:
     """Written by the training thread and by what saves, read at every heartbeat.
 
-    `batch_size` rows a step of all the task's workers together; `sequence_length` tokens of a row, 0 for images.
+    `batch_size` rows a step of all the task's workers together; `sequence_length` tokens of a row, 0 for images. On a
+    `gpu`, how large the memory is that it trains in is not known before the first report.
     """
 
-    def __init__(self, run: Run, *, steps: int, batch_size: int, sequence_length: int = 0) -> None:
+    def __init__(self, run: Run, *, steps: int, batch_size: int, sequence_length: int = 0, gpu: bool = False) -> None:
         self._run = run
         self._total = steps
         self._batch_size = batch_size
@@ -73,7 +74,7 @@ class Account:
         self._since_point: list[tuple[float, int]] = []  # (mean loss, steps) of the reports since the last point
         self._points: list[Point] = []  # not yet shipped
         self._process = psutil.Process()
-        self._host_total = psutil.virtual_memory().total
+        self._host_total = None if gpu else psutil.virtual_memory().total
 
     @property
     def step(self) -> int:

@@ -111,6 +111,7 @@ class BlockWorker:
             steps=node.steps,
             batch_size=spec.training.batch_size * node.workers,
             sequence_length=plan.data.sequence_length or 0,
+            gpu=self._gpus > 0,
         )
         pulse = Pulse(self._store, run, account=account, lease=lease, logs=self._logs)
         self._termination.hand_over(pulse.preempt)

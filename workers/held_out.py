@@ -1,5 +1,7 @@
 """How a denoiser does on rows it is not trained on, by noise level, while it trains."""
 
+import logging
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -14,9 +16,11 @@ from workers.method.partition import equal_mass_edges, log_uniform_edges, maskin
 from workers.models import Architecture, Loss
 from workers.seeds import seed_of, seed_torch
 
+log = logging.getLogger("dbserve.worker")
+
 BANDS = 3  # of the noise levels that a network answers for
 MOST_ROWS = 32
-LEAST_STEPS = 100  # between two looks: they take less than a hundredth of the time that these steps take
+LEAST_STEPS = 100  # between two looks: they take about a hundredth of the time that these steps take
 
 
 class HeldOutLoss:
@@ -44,6 +48,14 @@ class HeldOutLoss:
         """Whether to look after this (1-based) step, at which a checkpoint is due."""
         return last or self._looked_at is None or step - self._looked_at >= LEAST_STEPS
 
+    def try_to_look(self, step: int) -> tuple[BandLoss, ...]:
+        """look(), but what goes wrong with it is said, and costs the training nothing but this look."""
+        try:
+            return self.look(step)
+        except Exception:
+            log.exception("the loss on held-out rows was not measured at step %d", step)
+            return ()
+
     def look(self, step: int) -> tuple[BandLoss, ...]:
         """Mean loss in each band, lowest noise first."""
         self._looked_at = step
@@ -62,10 +74,11 @@ class HeldOutLoss:
         """Layers that were compiled for training are not compiled anew for this."""
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
-    def _mean(self, loss: Loss, batch: Batch) -> float:
+    def _mean(self, loss: Loss, batch: Batch) -> float | None:
         generator = torch.Generator(self._device).manual_seed(seed_of("held-out", self._seed, self._name))
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            return float(loss(batch, generator))
+            mean = float(loss(batch, generator))
+            return mean if math.isfinite(mean) else None
 
 
 def bands(contract: Contract, low: float, high: float) -> tuple[tuple[float, float], ...]:

@@ -63,6 +63,7 @@ class Pulse:
         self._answer = Order.GO
         self._changed = threading.Condition()  # guards the answer, the lease and `preempted`
         self._stopping = asyncio.Event()
+        self._telling = asyncio.Lock()
 
     def order(self) -> Order:
         """What to do at this step boundary. Called by the training thread.
@@ -114,7 +115,14 @@ class Pulse:
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def tell(self) -> None:
-        """One heartbeat. The answer says whether this attempt still counts. Raises StoreUnavailable."""
+        """One heartbeat. The answer says whether this attempt still counts. Raises StoreUnavailable.
+
+        One at a time: an older word that came after a newer one would take back what was counted.
+        """
+        async with self._telling:
+            await self._tell()
+
+    async def _tell(self) -> None:
         sent_at = self._lease.now()
         try:
             order = order_of(self._run, await self._store.record_progress(self.account.progress()))

@@ -97,7 +97,11 @@ class Saving:
             except StorageError as error:
                 self._submit(self._tell_failed(state.step, error)).result()
             time.sleep(pause)
-        return self._submit(self._write(state)).result()
+        try:
+            return self._submit(self._write(state)).result()
+        except StorageError:
+            self._account.checkpoint_failed("save")
+            raise
 
     def remove_all_but(self, kept: tuple[CheckpointRef, ...]) -> None:
         """Of this attempt and those before it, what they left half done included; a later attempt's are not ours.

@@ -33,7 +33,7 @@ from workers.rate_scan import RATES, best_rate, outcome, trial_of
 from workers.recompute import Recomputed
 from workers.seeds import seed_torch
 from workers.step import Stepper, rows_of, weights_of
-from workers.traffic import counting_sent_bytes
+from workers.traffic import SentBytes, counting_sent_bytes
 
 log = logging.getLogger("dbserve.worker")
 
@@ -98,6 +98,18 @@ def training(
     validation: Split | None = None,
 ) -> Generator[StepReport, None, None]:
     """train_block() as one of the task's workers. All of them report the same losses; rank 0's states count."""
+    with counting_sent_bytes() as sent:
+        yield from _training(orders, device, workers, trial_done, validation, sent)
+
+
+def _training(
+    orders: Orders,
+    device: torch.device,
+    workers: Workers,
+    trial_done: Callable[[], None] | None,
+    validation: Split | None,
+    sent: SentBytes,
+) -> Generator[StepReport, None, None]:
     spec, plan, task, state = orders.spec, orders.plan, orders.task, orders.state
     network = build_network(spec, plan, task)
     if state is None and orders.initial_weights is not None:
@@ -118,8 +130,8 @@ def training(
         stepper.restore(state)
     held_out = _held_out(plan, task, network, validation)
     progress = Progress(task, summary)
-    with counting_sent_bytes() as sent, closing(stream_of(task.name, start)) as stream:
-        sent_before = 0
+    sent_before = 0
+    with closing(stream_of(task.name, start)) as stream:
         for step in range(start, task.steps):
             batch = next(stream)
             rate = learning_rate(plan.training, summary.learning_rate, step, task.steps)
@@ -142,7 +154,7 @@ def training(
                 looks = last or (step + 1) % spec.checkpoint.every_steps == 0
                 eval_loss = ()
                 if held_out is not None and looks and held_out.due(step + 1, last=last):
-                    eval_loss = held_out.look(step + 1)
+                    eval_loss = held_out.try_to_look(step + 1)
                 sent_now = sent.total
                 yield StepReport(
                     step=step + 1,

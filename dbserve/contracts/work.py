@@ -13,9 +13,8 @@ WAIT_BOUNDS = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 
 JOB_BOUNDS = (60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0, 3 * 24 * 3600.0, 7 * 24 * 3600.0)
 TICK_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # of the reconciler
 
-CheckpointStage = Literal[
-    "save", "overrun", "restore"
-]  # not written; not begun, the last still being written; not read
+# Tries to save that failed; not begun, as one was still being written; not whole when read back.
+CheckpointStage = Literal["save", "overrun", "restore"]
 
 
 class Durations(BaseModel, frozen=True):
@@ -87,7 +86,7 @@ class BandLoss(BaseModel, frozen=True):
 
     low: float
     high: float
-    loss: float  # nats, unless the architecture says otherwise
+    loss: float | None  # nats, unless the architecture says otherwise; None: it is not finite
 
 
 class Point(BaseModel, frozen=True):

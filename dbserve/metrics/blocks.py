@@ -5,6 +5,7 @@ They carry the labels `job_id` and `block` only; what changes (node, gpu, attemp
 that memory and throughput against end-to-end can be plotted from the same series.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -141,7 +142,8 @@ def _measured(trained: Trained) -> Iterator[Metric]:
             if (value := getattr(progress, field)) is not None:
                 family.add_metric(key, value)
         for band in progress.eval_loss:
-            held_out.add_metric((*key, f"{band.low:.3g}-{band.high:.3g}"), band.loss)
+            label = f"{band.low:.6g}-{band.high:.6g}"  # no two bands may get the same
+            held_out.add_metric((*key, label), math.nan if band.loss is None else band.loss)
         for kind, size in _kinds(progress.memory):
             memory.add_metric((*key, kind), size)
         for family, size in ((host, progress.memory.host), (device, progress.memory.device)):

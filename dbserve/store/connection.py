@@ -75,7 +75,7 @@ refusals = Refusals()  # of this process
 async def reaching_redis(operation: Operation = "read") -> AsyncGenerator[None]:
     """Turns the driver's ways of saying 'away' into StoreUnavailable, and counts them."""
     try:
-        async with _saying_unavailable():
+        async with saying_unavailable():
             yield
     except StoreUnavailable:
         refusals.count(operation)
@@ -83,7 +83,8 @@ async def reaching_redis(operation: Operation = "read") -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def _saying_unavailable() -> AsyncGenerator[None]:
+async def saying_unavailable() -> AsyncGenerator[None]:
+    """reaching_redis() without the counting."""
     try:
         yield
     except WatchError:

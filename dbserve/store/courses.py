@@ -3,6 +3,7 @@
 A point lies as a short JSON array, its figures rounded to what a curve shows: 120 of them take about 8 KiB a task.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Sequence
 from typing import cast
@@ -11,11 +12,11 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
 from dbserve.contracts.status import Run
-from dbserve.contracts.work import Point, course
+from dbserve.contracts.work import Point, course, thinned
 from dbserve.store import keys
 from dbserve.store.connection import reaching_redis, transaction
 
-POINTS_KEPT = 1000  # of one task, over all its attempts
+POINTS_KEPT = 1000  # of one task; beyond that, what was replaced goes, and every other one of the rest
 
 _FIELDS = tuple(Point.model_fields)
 _DIGITS = {"loss": 6, "grad_norm": 4, "samples_per_second": 4}  # that are kept
@@ -29,17 +30,25 @@ class Courses:
 
     async def append(self, run: Run, points: Sequence[Point]) -> None:
         """Adds points of one attempt; those of a deleted job are dropped. Told twice, they count once."""
+        name = keys.course(run.job_id, run.task)
 
         async def attempt(pipe: Pipeline) -> None:
             if not await pipe.exists(keys.job(run.job_id)):
                 return
+            kept: tuple[Point, ...] = ()
+            full = await pipe.llen(name) + len(points) > POINTS_KEPT
+            if full:
+                kept = thinned(course([*await self._read(pipe, name), *points]), POINTS_KEPT // 2)
             pipe.multi()
-            name = keys.course(run.job_id, run.task)
-            pipe.rpush(name, *map(_row, points))  # pyright: ignore[reportUnknownMemberType]
-            pipe.ltrim(name, -POINTS_KEPT, -1)
+            if full:
+                pipe.delete(name)
+            pipe.rpush(name, *map(_row, kept or points))
             await pipe.execute()
 
-        await transaction(self._redis, [keys.job(run.job_id)], attempt)
+        await transaction(self._redis, [keys.job(run.job_id), name], attempt)
+
+    async def _read(self, pipe: Pipeline, name: str) -> list[Point]:
+        return [_point(row) for row in await cast(Awaitable[list[str]], pipe.lrange(name, 0, -1))]
 
     async def read(self, job_id: str, tasks: Sequence[str]) -> dict[str, tuple[Point, ...]]:
         """The course of each of the tasks, by step. A job that was deleted has none."""
@@ -47,7 +56,11 @@ class Courses:
             for task in tasks:
                 pipe.lrange(keys.course(job_id, task), 0, -1)
             found = await cast(Awaitable[list[list[str]]], pipe.execute())
-        return {task: course([_point(row) for row in raw]) for task, raw in zip(tasks, found, strict=True)}
+        return await asyncio.to_thread(_courses, tasks, found)  # thousands of points take a while
+
+
+def _courses(tasks: Sequence[str], found: Sequence[Sequence[str]]) -> dict[str, tuple[Point, ...]]:
+    return {task: course([_point(row) for row in raw]) for task, raw in zip(tasks, found, strict=True)}
 
 
 def _row(point: Point) -> str:

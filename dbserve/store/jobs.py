@@ -209,14 +209,13 @@ class JobStore:
     async def recent(self) -> list[JobOutline]:
         """Every job that has not ended, or ended less than RECENTLY_SECONDS ago; in full where it has begun."""
         since = await self.clock() - RECENTLY_SECONDS
+        active = await self.active_outlines()  # first: one that ends meanwhile is then in both
         async with reaching_redis():
             ended = cast(
                 list[str],
                 await self._redis.zrangebyscore(keys.FINISHED, since, "+inf"),  # pyright: ignore[reportUnknownMemberType]
             )
-        found = {
-            outline.record.id: outline for outline in [*await self.active_outlines(), *await self._outlines.read(ended)]
-        }
+        found = {outline.record.id: outline for outline in [*active, *await self._outlines.read(ended)]}
         begun = [any(task.started_at is not None for task in job.tasks.values()) for job in found.values()]
         return await self._some_in_full(list(found.values()), begun)
 

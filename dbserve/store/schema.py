@@ -20,7 +20,7 @@ from dbserve.errors import StoreUnavailable
 from dbserve.lifecycle import new_tasks, standing
 from dbserve.store import keys
 from dbserve.store.codec import brief, packed, unpacked
-from dbserve.store.connection import reaching_redis, transaction
+from dbserve.store.connection import reaching_redis, saying_unavailable, transaction
 from dbserve.store.lease import Lease
 
 SCHEMA = "2"
@@ -48,7 +48,7 @@ class Schema:
 
     async def _refuse_eviction(self) -> None:
         try:
-            async with reaching_redis():
+            async with saying_unavailable():  # a refusal is no error here
                 found = cast(
                     dict[str, str],
                     await self._redis.config_get("maxmemory-policy"),  # pyright: ignore[reportUnknownMemberType]

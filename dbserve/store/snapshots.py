@@ -1,6 +1,9 @@
 """What Redis answers becomes a JobOutline. Pure."""
 
+import logging
 from collections.abc import Mapping, Sequence
+
+from pydantic import ValidationError
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
@@ -10,6 +13,8 @@ from dbserve.contracts.work import Work, sum_of
 from dbserve.lifecycle import job_reason, job_state
 from dbserve.store import keys
 from dbserve.store.connection import read_tasks
+
+log = logging.getLogger(__name__)
 
 
 def as_outline(head: Sequence[str], raw_tasks: str, raw_progress: Mapping[str, str]) -> JobOutline:
@@ -32,11 +37,8 @@ def current_progress(tasks: Mapping[str, Task], raw: Mapping[str, str]) -> dict[
     """What each task's current attempt has told."""
     if not raw:
         return {}
-    return {
-        name: _dated(told)
-        for name, task in tasks.items()
-        if (told := raw.get(keys.progress_field(task.run))) is not None
-    }
+    found = {name: _dated(raw.get(keys.progress_field(task.run))) for name, task in tasks.items()}
+    return {name: progress for name, progress in found.items() if progress is not None}
 
 
 def past_work(tasks: Mapping[str, Task], raw: Mapping[str, str]) -> dict[str, Work]:
@@ -48,16 +50,25 @@ def past_work(tasks: Mapping[str, Task], raw: Mapping[str, str]) -> dict[str, Wo
 def past_work_of(past: str | None, last: str | None) -> Work | None:
     """The sum of the older ones, and what the last one had told. None: neither is there."""
     works = [Work.model_validate_json(past)] if past is not None else []
-    works += [_dated(last).work] if last is not None else []
+    works += [progress.work] if (progress := _dated(last)) is not None else []
     return sum_of(works) if works else None
 
 
-def _dated(told: str) -> Progress:
-    """ "<unix seconds> <progress>": the heartbeat is dated by the store; the first schema had it by the worker."""
+def _dated(told: str | None) -> Progress | None:
+    """ "<unix seconds> <progress>": the heartbeat is dated by the store; the first schema had it by the worker.
+
+    None where nothing was told, or what this version cannot read: progress is history, and must hold up nobody.
+    """
+    if told is None:
+        return None
     at, space, progress = told.partition(" ")
-    if not space or at.startswith("{"):
-        return Progress.model_validate_json(told)
-    return Progress.model_validate_json(progress).model_copy(update={"heartbeat_at": float(at)})
+    try:
+        if not space or at.startswith("{"):
+            return Progress.model_validate_json(told)
+        return Progress.model_validate_json(progress).model_copy(update={"heartbeat_at": float(at)})
+    except ValidationError as unreadable:
+        log.debug("a progress that cannot be read is passed over: %s", unreadable)
+        return None
 
 
 def in_full(outline: JobOutline, spec: JobSpec, plan: JobPlan) -> JobSnapshot:

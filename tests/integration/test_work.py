@@ -1,16 +1,19 @@
 """What attempts did is added up on a real Redis, whoever writes meanwhile."""
 
 import asyncio
+import math
 
 import pytest
+from redis.asyncio import Redis
 
 from dbserve.contracts.status import CancelRequested, Crashed, Progress, Reason, Run, Stopped
-from dbserve.contracts.work import STEP_BOUNDS, Durations, Work
+from dbserve.contracts.work import STEP_BOUNDS, BandLoss, Durations, Point, Work
 from dbserve.errors import StoreUnavailable
 from dbserve.progress import work_of
-from dbserve.store import JobStore
+from dbserve.store import JobStore, keys
 from dbserve.store.connection import refusals
 from dbserve.store.counters import Counted
+from dbserve.store.courses import POINTS_KEPT
 from tests.integration.serving import finish, start, submitted
 
 
@@ -113,3 +116,58 @@ async def test_what_redis_refused_is_told_when_it_answers_again(store: JobStore)
     await store.counters.tell_refusals()
     assert (await store.counters.read()).labelled("redis_errors") == {"read": 1, "write": 1}, "told once"
     await away.aclose()
+
+
+async def test_a_loss_that_is_not_finite_can_be_read_and_holds_up_nobody(store: JobStore) -> None:
+    job_id = await submitted(store)
+    run = await start(store, job_id, "block-0")
+    bands = (BandLoss(low=0.1, high=1.0, loss=math.nan), BandLoss(low=1.0, high=2.0, loss=0.5))
+    told = Progress(run=run, step=3, total=20, heartbeat_at=1.0, loss=math.inf, eval_loss=bands, work=done(3))
+    await store.record_progress(told)
+    read = (await store.snapshot(job_id)).progress["block-0"]
+    assert (read.loss, [band.loss for band in read.eval_loss]) == (None, [None, 0.5])
+    await store.apply(Crashed(run=run, reason=Reason.WORKER_LOST, message="killed"))
+    assert await worked(store, job_id) == done(3)
+
+
+async def test_a_progress_that_cannot_be_read_is_passed_over(store: JobStore, redis_url: str) -> None:
+    job_id = await submitted(store)
+    run = await start(store, job_id, "block-0")
+    redis = Redis.from_url(redis_url, decode_responses=True)
+    await redis.hset(keys.progress(job_id), keys.progress_field(run), '1.0 {"run": "of the future"}')
+    assert (await store.snapshot(job_id)).progress == {}
+    assert len(await store.active_outlines()) == 1
+    for attempt in (1, 2):  # what was set aside is passed over, too
+        current = Run(job_id=job_id, task="block-0", attempt=attempt)
+        await store.apply(Crashed(run=current, reason=Reason.WORKER_LOST, message="killed"))
+        if attempt == 1:
+            await tell(store, await start(store, job_id, "block-0", attempt=2), 4)
+    assert await worked(store, job_id) == done(4)
+    await redis.aclose()
+
+
+async def test_a_redis_that_forbids_to_ask_for_its_configuration_counts_no_error(redis_url: str) -> None:
+    admin = Redis.from_url(redis_url, decode_responses=True)
+    await admin.acl_setuser("tenant", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all", "-config"])
+    refusals.take()
+    tenant = JobStore(Redis.from_url(redis_url, username="tenant", password="secret", decode_responses=True))
+    try:
+        await tenant.ping()
+    finally:
+        await tenant.aclose()
+        await admin.acl_deluser("tenant")
+        await admin.aclose()
+    assert refusals.take() == {}
+
+
+async def test_however_often_a_training_is_begun_again_its_course_has_a_beginning(store: JobStore) -> None:
+    job_id = await submitted(store)
+    run = await start(store, job_id, "block-0")
+    for attempt in range(1, 60):
+        again = [Point(step=step, at=float(attempt), attempt=attempt) for step in range(500 + attempt, 1900, 70)]
+        first = [Point(step=step, at=0.0, attempt=1) for step in range(1, 501, 50)] if attempt == 1 else []
+        await store.courses.append(run, first + again)
+    points = (await store.courses.read(job_id, ["block-0"]))["block-0"]
+    assert points[0].step == 1
+    assert points[-1].attempt == 59
+    assert len(points) <= POINTS_KEPT

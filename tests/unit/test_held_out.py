@@ -1,6 +1,8 @@
 """How a denoiser does on held-out rows, by noise level, and that looking changes nothing."""
 
+import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -76,3 +78,23 @@ def test_a_network_that_learns_does_better_in_every_band_than_at_its_beginning()
 
 def test_a_baseline_knows_no_noise_levels() -> None:
     assert [report.eval_loss for report, _ in run(spec_of(), "end_to_end")] == [()] * 10
+
+
+def test_a_look_that_goes_wrong_costs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(HeldOutLoss, "_mean", wrong)
+    reports = [report for report, _ in run(spec_of(checkpoint={"every_steps": 5}), "block-0")]
+    assert [report.eval_loss for report in reports] == [()] * 10
+
+
+def test_a_loss_that_is_not_finite_is_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = architecture("vit").denoising_loss
+
+    def broken(*given: Any) -> Any:
+        loss = network(*given)
+        return lambda batch, generator: loss(batch, generator) * math.inf
+
+    monkeypatch.setattr(architecture("vit"), "denoising_loss", broken, raising=False)
+    assert [band.loss for band in looking().look(1)] == [None] * BANDS

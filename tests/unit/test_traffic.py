@@ -72,3 +72,6 @@ def test_a_block_that_did_exchange_something_would_be_found_out(monkeypatch: pyt
 
     monkeypatch.setattr(trainer, "loss_of", leaking)
     assert [report.sent_bytes for report, _ in run(spec_of(), "block-0")] == [400] * 10
+    scanned = [report.sent_bytes for report, _ in run(spec_of(training={"lr": "scan"}), "block-0")]
+    assert scanned[0] > 400, "what the scan sent is in the first report"
+    assert scanned[1:] == [400] * 9
