@@ -58,8 +58,8 @@ def _checkpoints(begun: Sequence[JobSnapshot]) -> Iterator[Metric]:
     )
     failed = CounterMetricFamily(
         "dbserve_checkpoint_failures",
-        "Tries to save that failed (save), checkpoints not begun as the last was still being saved (overrun), not whole "
-        "when read back (restore).",
+        "Tries to save that failed (save), checkpoints not begun as one was still being saved (overrun), not whole when "
+        "read back (restore).",
         labels=("job_id", "stage"),
     )
     for job in begun:
