@@ -50,6 +50,8 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    for client in ("httpx", "httpcore"):  # they tell the URL of every request; a webhook's may be a credential itself
+        logging.getLogger(client).setLevel(logging.WARNING)
     adopt()
     structlog.configure(
         processors=[

@@ -13,6 +13,7 @@ from opentelemetry.trace import Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from dbserve import __version__
+from dbserve.redaction import Redactor, known_secrets
 from dbserve.tracing import FLUSH_SECONDS, Attribute
 
 SEND_SECONDS = 10.0  # for one batch, its repeats included
@@ -25,8 +26,9 @@ _W3C = TraceContextTextMapPropagator()
 class OtlpSpan:
     """A span under way. Used by one thread at a time."""
 
-    def __init__(self, span: OtelSpan) -> None:
+    def __init__(self, span: OtelSpan, redact: Redactor) -> None:
         self._span = span
+        self._redact = redact
 
     @property
     def traceparent(self) -> str:
@@ -41,7 +43,7 @@ class OtlpSpan:
 
     def fail(self, reason: str, message: str) -> None:
         self.note({"error.type": reason})
-        self._span.set_status(Status(StatusCode.ERROR, message))
+        self._span.set_status(Status(StatusCode.ERROR, self._redact(message)))
 
     def end(self) -> None:
         if self._span.is_recording():
@@ -49,7 +51,7 @@ class OtlpSpan:
 
 
 class OtlpTracer:
-    """Sends in the background: a span costs microseconds, and one that cannot be sent is dropped."""
+    """Sends in the background, and drops what cannot be sent. Failures are told without secrets, as in logs."""
 
     def __init__(self, endpoint: str, process: str) -> None:
         resource = Resource(
@@ -63,10 +65,11 @@ class OtlpTracer:
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(self._batches)
         self._tracer = provider.get_tracer("dbserve", __version__)
+        self._redact = Redactor(known_secrets(os.environ))
 
     def begin(self, name: str, *, parent: str, attributes: Mapping[str, Attribute | None]) -> OtlpSpan:
         context = _W3C.extract({"traceparent": parent})
-        begun = OtlpSpan(self._tracer.start_span(name, context=context))
+        begun = OtlpSpan(self._tracer.start_span(name, context=context), self._redact)
         begun.note(attributes)
         return begun
 

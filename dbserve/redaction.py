@@ -49,7 +49,10 @@ _ORDINARY = re.compile(r"(?:true|false|yes|no|on|off|none|null|token|\d{1,5})", 
 
 
 class Redactor:
-    """Text without the given secrets, however they are spelled, and without what looks like one."""
+    """Text without the given secrets, however they are spelled, and without what looks like one.
+
+    It can be written as UTF-8 whatever it was: the name of a file need not be.
+    """
 
     def __init__(self, secrets: Iterable[str]) -> None:
         spellings = {spelled for secret in secrets for spelled in _spellings(secret) if len(spelled) >= SHORTEST}
@@ -61,6 +64,7 @@ class Redactor:
         return self._short(text) if len(text) <= SHORT else self._redacted(text)
 
     def _redacted(self, text: str) -> str:
+        text = text.encode("utf-8", "backslashreplace").decode()
         for spelled in self._spellings:
             if spelled in text:
                 text = text.replace(spelled, HIDDEN)

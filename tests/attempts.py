@@ -1,12 +1,14 @@
 """Attempts at a training without a cluster: a task that moves as in the store, and a pulse that gives orders."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dbserve.artefacts import Artefacts
+from dbserve.artefacts import Artefacts, LocalArtefacts
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import (
     Checkpointed,
@@ -98,6 +100,30 @@ class Orders:
         return self._say(self.steps[-1])
 
 
+class Wrapped:
+    """A store of which `whole` goes through `meet` first: it may block, or raise."""
+
+    def __init__(self, root: Path) -> None:
+        self._inner = LocalArtefacts(root)
+        self.writing = self.most_writing = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def meet(self, place: str) -> None: ...
+
+    @contextmanager
+    def whole(self, place: object, *, last: str) -> Generator[Path]:
+        self.writing += 1
+        self.most_writing = max(self.writing, self.most_writing)
+        try:
+            self.meet(str(place))
+            with self._inner.whole(str(place), last=last) as staged:
+                yield staged
+        finally:
+            self.writing -= 1
+
+
 def save_before_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every save end before the next step, as where a store is faster than the training."""
     begin = Saving.begin
@@ -116,7 +142,8 @@ def training_spec(**changes: Any) -> JobSpec:
 
 async def attempt(store: Any, artefacts: Artefacts, spec: JobSpec, pulse: Orders | None = None, **given: Any) -> None:
     """The current attempt at the task, from where it starts to how it ends."""
-    training = TrainingAttempt(store, artefacts, spec, planned(spec), given.get("task") or store.task)
+    task = given.pop("task", None) or store.task
+    training = TrainingAttempt(store, artefacts, spec, planned(spec), task, **given)
     loop, pulse = asyncio.get_running_loop(), pulse or Orders()
     await asyncio.to_thread(training.run, dataset(), pulse, loop, trunk=None, device="cpu")
 

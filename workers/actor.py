@@ -184,7 +184,9 @@ class BlockWorker:
             prepare_process(self._cpus)
             data = open_dataset(plan.data, spec.data, cache_dir=self._config.cache_dir)
             trace = Trace(self._tracer, self._span.traceparent)
-            attempt = TrainingAttempt(self._store, self._artefacts, spec, plan, task, trace=trace)
+            attempt = TrainingAttempt(
+                self._store, self._artefacts, spec, plan, task, trace=trace, redact=self._logs.redact
+            )
             attempt.run(data, pulse, loop, trunk=trunk, device=_device(self._gpus))
 
         await asyncio.to_thread(train)
@@ -295,8 +297,13 @@ class BlockWorker:
         self._span = NO_SPAN
 
     async def _ship(self) -> None:
-        with contextlib.suppress(StoreUnavailable):
+        """What is left of the log. It decides nothing: a line that cannot be shipped must not cost the attempt."""
+        try:
             await self._logs.ship(self._store, self._run)
+        except StoreUnavailable:
+            pass
+        except Exception:
+            log.exception("the last lines could not be shipped")
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)  # the reconciler retries, and nobody else

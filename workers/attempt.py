@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class TrainingAttempt:
         task: Task,
         *,
         trace: Trace | None = None,
+        redact: Callable[[str], str] = str,
     ) -> None:
         self._store = store
         self._artefacts = artefacts
@@ -47,6 +48,7 @@ class TrainingAttempt:
         self._plan = _in_smaller_parts(plan, task.split)
         self._task = task
         self._trace = trace or Trace()
+        self._redact = redact
 
     def run(
         self,
@@ -78,6 +80,7 @@ class TrainingAttempt:
             loop=loop,
             account=account,
             trace=self._trace,
+            redact=self._redact,
         )
         steps = train_block(
             self._spec,
@@ -122,7 +125,7 @@ class TrainingAttempt:
             except CheckpointInvalid as invalid:
                 log.warning("checkpoint of step %d passed over: %s", ref.step, invalid)
                 account.checkpoint_failed("restore")
-                lost.append(LostCheckpoint(step=ref.step, path=ref.path, message=str(invalid)))
+                lost.append(LostCheckpoint(step=ref.step, path=ref.path, message=self._redact(str(invalid))))
                 continue
             log.info("resumed from the checkpoint of step %d (attempt %d)", ref.step, ref.attempt)
             break

@@ -7,7 +7,7 @@ The training thread calls; what waits for the store runs in the event loop, what
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -51,7 +51,9 @@ class Saving:
         loop: asyncio.AbstractEventLoop,
         account: Account,
         trace: Trace,
+        redact: Callable[[str], str] = str,
     ) -> None:
+        """`redact` is what an error's text goes through before it becomes an event."""
         self._store = store
         self._artefacts = artefacts
         self._run = run
@@ -60,6 +62,7 @@ class Saving:
         self._loop = loop
         self._account = account
         self._trace = trace
+        self._redact = redact
         self._writing: tuple[int, Future[None]] | None = None  # the step that is, or was last, being written
 
     def check(self) -> None:
@@ -163,7 +166,7 @@ class Saving:
     async def _tell_failed(self, step: int, error: StorageError) -> None:
         log.warning("the checkpoint of step %d could not be saved: %s", step, error)
         self._account.checkpoint_failed("save")
-        event = CheckpointFailed(run=self._run, step=step, message=str(error))
+        event = CheckpointFailed(run=self._run, step=step, message=self._redact(str(error)))
         await patiently(lambda: self._store.apply(event))
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:

@@ -58,7 +58,7 @@ def _checkpoints(begun: Sequence[JobSnapshot]) -> Iterator[Metric]:
     )
     failed = CounterMetricFamily(
         "dbserve_checkpoint_failures",
-        "Tries to save that failed (save), checkpoints not begun as one was still being saved (overrun), not whole when "
+        "Tries to save that failed (save), checkpoints not begun while one was being saved (overrun), not whole when "
         "read back (restore).",
         labels=("job_id", "stage"),
     )

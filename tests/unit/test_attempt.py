@@ -5,7 +5,7 @@ import math
 import os
 import subprocess
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import pytest
 
 from dbserve.artefacts import Artefacts, LocalArtefacts
 from dbserve.contracts.job import JobSpec
-from dbserve.contracts.status import Crashed, Reason
+from dbserve.contracts.status import CheckpointFailed, Crashed, Reason
 from dbserve.errors import NonfiniteLoss, StaleRun, StorageError
+from dbserve.redaction import Redactor
 from tests.artefacts import flip
-from tests.attempts import STEPS, OneTask, Orders, attempt, final_state, save_before_going_on, training_spec
+from tests.attempts import STEPS, OneTask, Orders, Wrapped, attempt, final_state, save_before_going_on, training_spec
 from tests.training import same
 from workers import saving, trainer
 from workers.checkpoint import MANIFEST, OPTIMIZER, WEIGHTS, TrainingState
@@ -27,30 +28,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPEC = training_spec()
 HOME = "jobs/job/block-0"
-
-
-class Wrapped:
-    """A store of which `whole` goes through `meet` first: it may block, or raise."""
-
-    def __init__(self, root: Path) -> None:
-        self._inner = LocalArtefacts(root)
-        self.writing = self.most_writing = 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._inner, name)
-
-    def meet(self, place: str) -> None: ...
-
-    @contextmanager
-    def whole(self, place: object, *, last: str) -> Generator[Path]:
-        self.writing += 1
-        self.most_writing = max(self.writing, self.most_writing)
-        try:
-            self.meet(str(place))
-            with self._inner.whole(str(place), last=last) as staged:
-                yield staged
-        finally:
-            self.writing -= 1
 
 
 @pytest.fixture(autouse=True)
@@ -365,6 +342,17 @@ async def test_every_rate_of_a_scan_is_a_sign_of_life(artefacts: Artefacts) -> N
     store, pulse = OneTask(spec), Orders()
     await attempt(store, artefacts, spec, pulse)
     assert pulse.account.progress().trials == 4
+
+
+async def test_why_a_checkpoint_was_not_saved_is_told_without_secrets(tmp_path: Path, store: OneTask) -> None:
+    class Refusing(Wrapped):
+        def meet(self, place: str) -> None:
+            if "step-00000004" in place:
+                raise StorageError("s3://key:hunter22@bucket is away")
+
+    await attempt(store, Refusing(tmp_path), SPEC, redact=Redactor(()))  # pyright: ignore[reportArgumentType]
+    (failed,) = [event for event in store.events if isinstance(event, CheckpointFailed)]
+    assert "hunter22" not in failed.message
 
 
 async def test_a_step_without_a_finite_loss_is_counted(

@@ -1,7 +1,9 @@
 """What a worker says on its way to the store: bounded, in order, each line once, and no drop unsaid."""
 
 import asyncio
+import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -82,6 +84,16 @@ async def test_lines_come_with_what_they_say_besides_and_without_secrets(
     assert failed.message == "failed"
     assert str(failed.fields["exception"]).endswith("ValueError: two\nlines")
     assert warned.fields["logger"] == "py.warnings"
+
+
+async def test_what_is_no_unicode_can_be_shipped_all_the_same(
+    buffer: LogBuffer, store: JobStore, history: FakeHistory
+) -> None:
+    log.info("cannot read %s", os.fsdecode(b"shard-\xff.parquet"), extra={"file\udcff": "\udcff"})
+    await buffer.ship(store, RUN)
+    [[line]] = history.batches
+    assert line.message == "cannot read shard-\\udcff.parquet"
+    json.dumps(line.fields, ensure_ascii=False).encode()
 
 
 def test_every_line_reaches_stderr_at_once_as_json_about_the_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 
@@ -144,6 +145,15 @@ def test_a_line_that_cannot_be_rendered_ends_nothing(arguments: tuple[Any, ...])
     first, second = lines(out)
     assert first["level"] == second["level"] == "info"
     assert "secret" not in out.getvalue()
+
+
+def test_requests_that_we_make_are_not_told_since_their_urls_may_be_credentials(out: io.StringIO) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200)
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as client:
+        client.post("https://hooks.example.com/services/T000/B000/XXXX")
+    assert "XXXX" not in out.getvalue()
 
 
 def test_a_huge_line_is_cut_and_keeps_its_end(out: io.StringIO) -> None:

@@ -74,10 +74,10 @@ def test_what_is_raised_inside_a_span_is_its_failure() -> None:
     with collecting() as collector:
         tracer = open_tracer(collector.url, "api")
         with pytest.raises(StoreUnavailable), Trace(tracer).span("launch", {}):
-            raise StoreUnavailable("Redis does not answer")
+            raise StoreUnavailable("redis://:hunter22@host does not answer")
         tracer.flush(10.0)
         [span] = collector.spans
-    assert (span.failed, span.message) == (True, "Redis does not answer")
+    assert (span.failed, span.message) == (True, "redis://***@host does not answer")
     assert span.attributes["error.type"] == "store_unavailable"
 
 
