@@ -10,7 +10,9 @@ from dbserve.tracing import Span, Trace
 
 TraceParent = Annotated[
     str | None,
-    Header(max_length=255, description="W3C trace context; the job's trace continues it, where the server traces"),
+    Header(
+        description="W3C trace context; the job's trace continues it, where the server traces. A bad one is ignored."
+    ),
 ]
 
 

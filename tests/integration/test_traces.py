@@ -9,6 +9,7 @@ import httpx
 import pytest
 import redis as redis_sync
 
+from dbserve.api.app import create_app
 from dbserve.artefacts import open_artefacts
 from dbserve.contracts.status import Launched, Reason, Run, Started, TaskState
 from dbserve.reconciler import Reconciler
@@ -16,12 +17,25 @@ from dbserve.store import JobStore, keys
 from dbserve.tracing import open_tracer
 from tests.chaos import rayless
 from tests.collector import collecting
-from tests.integration.serving import submitted
+from tests.integration.serving import settings, submitted
 from tests.integration.test_reconciling import RememberingCluster
 from tests.jobs import small_plan, small_spec
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SECONDS = 60.0  # for a worker to end
+
+
+@pytest.mark.parametrize("bad", ["x" * 256, f"{CALLER}-{'x' * 256}"], ids=["nonsense", "too much"])
+async def test_a_bad_trace_context_is_ignored(redis_url: str, api_directory: Path, store: JobStore, bad: str) -> None:
+    body = small_spec().model_dump(mode="json", exclude_unset=True)
+    with collecting() as collector:
+        app = create_app(settings(redis_url, api_directory, otlp_endpoint=collector.url), store)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            answer = await http.post("/v1/jobs", json=body, headers={"traceparent": bad})
+        app.state.services.tracer.flush(10.0)
+        parents = [span.parent for span in collector.spans]
+    assert answer.status_code == 202
+    assert parents == [""]
 
 
 async def test_a_lost_attempt_and_its_follower_are_launches_of_the_same_trace(store: JobStore, tmp_path: Path) -> None:
