@@ -1,14 +1,15 @@
 """Webhooks, and their messages from the outbox until they have arrived or are given up."""
 
+import json
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
-from dbserve.contracts.webhook import Attempted, Delivery, Occurrence, Webhook
+from dbserve.contracts.webhook import Attempted, Delivery, Occurrence, Topic, Webhook
 from dbserve.errors import TooManyWebhooks, WebhookNotFound
 from dbserve.store import keys
 from dbserve.store.codec import brief
@@ -25,6 +26,8 @@ MOST_WEBHOOKS = 50
 MOST_WAITING = 1000  # messages of one webhook: to a receiver that is down for long, later ones are not kept
 ATTEMPTS_KEPT = 50  # of one webhook
 AT_ONCE = 100  # occurrences taken out of the outbox in one transaction
+
+_TOPICS = frozenset(topic.value for topic in Topic)
 
 
 class Webhooks:
@@ -59,7 +62,7 @@ class Webhooks:
             raw = await cast(Awaitable[str | None], self._redis.hget(keys.WEBHOOKS, webhook_id))
         if raw is None:
             raise WebhookNotFound(webhook_id)
-        return Webhook.model_validate_json(raw)
+        return _webhook(raw)
 
     async def attempts(self, webhook_id: str) -> tuple[int, list[Attempted]]:
         """How many messages are on their way, and the last attempts, newest first."""
@@ -139,9 +142,7 @@ class Webhooks:
             waits = await pipe.hexists(keys.webhook_pending(webhook_id), message_id)
             pipe.multi()
             if verdict.result is Result.GONE:
-                disabled = Webhook.model_validate_json(raw).model_copy(
-                    update={"disabled": "the receiver answered 410 Gone"}
-                )
+                disabled = _webhook(raw).model_copy(update={"disabled": "the receiver answered 410 Gone"})
                 pipe.hset(keys.WEBHOOKS, webhook_id, brief(disabled))
                 pipe.delete(*_of(webhook_id)[:2])
             elif verdict.next_try is None:
@@ -160,8 +161,14 @@ def _of(webhook_id: str) -> tuple[str, str, str]:
 
 
 def _parsed(raws: Sequence[str]) -> list[Webhook]:
-    webhooks = [Webhook.model_validate_json(raw) for raw in raws]
-    return sorted(webhooks, key=lambda webhook: (webhook.created_at, webhook.id))
+    return sorted(map(_webhook, raws), key=lambda webhook: (webhook.created_at, webhook.id))
+
+
+def _webhook(raw: str) -> Webhook:
+    """Without the topics that a newer version wrote and this one does not know: the others are told as before."""
+    stored: dict[str, Any] = json.loads(raw)
+    known = [topic for topic in stored["events"] if topic in _TOPICS]
+    return Webhook.model_validate_json(json.dumps({**stored, "events": known}))
 
 
 def _occurrence(fields: Mapping[str, str]) -> Occurrence | None:

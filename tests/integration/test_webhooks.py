@@ -333,6 +333,22 @@ async def test_an_event_that_cannot_be_read_holds_up_no_other(store: JobStore, r
         assert receiver.topics() == ["job.succeeded"]
 
 
+async def test_a_webhook_that_asks_for_what_only_a_newer_version_tells_is_told_the_rest(
+    store: JobStore, redis_url: str
+) -> None:
+    with receiving() as receiver:
+        await hook(store, receiver.url, Topic.JOB_SUCCEEDED)
+        with contextlib.closing(redis_sync.Redis.from_url(redis_url, decode_responses=True)) as client:
+            written = str(client.hget(keys.WEBHOOKS, "w1"))
+            client.hset(keys.WEBHOOKS, "w1", written.replace('"events":[', '"events":["job.exploded",'))
+            assert "job.exploded" in str(client.hget(keys.WEBHOOKS, "w1"))
+        await finish(store, await submitted(store))
+        await look(store)
+        assert receiver.topics() == ["job.succeeded"]
+    assert [webhook.events for webhook in await store.webhooks.all()] == [(Topic.JOB_SUCCEEDED,)]
+    assert (await store.webhooks.get("w1")).events == (Topic.JOB_SUCCEEDED,)
+
+
 async def test_a_message_that_we_cannot_send_is_an_attempt_as_any_other(store: JobStore) -> None:
     class Broken:
         async def post(self, webhook: Webhook, delivery: Delivery) -> Answer:
