@@ -17,6 +17,7 @@ from dbserve.metrics import HttpMetrics
 from dbserve.settings import Settings
 from dbserve.store import JobStore
 from dbserve.tracing import UNTRACED, Tracer
+from dbserve.webhooks.posting import Poster
 
 _ID = re.compile(r"[A-Za-z0-9]{1,64}")  # ids become parts of storage keys and of paths: nothing else may
 
@@ -41,6 +42,11 @@ class Services:
     @cached_property
     def artefacts(self) -> ArtefactProbe:
         return ArtefactProbe(self.settings.artifacts)
+
+    @cached_property
+    def poster(self) -> Poster:
+        """Blocks when it is first asked for, as making one does."""
+        return Poster(private_hosts=self.settings.webhook_private_hosts)
 
     @cached_property
     def outage(self) -> Outage:

@@ -18,8 +18,17 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")
 _UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is routed between networks
-# The metadata service of AWS, in a range that is otherwise a private network's.
-_METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254")})
+_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")  # kept for protocols' own ends, and no receiver's
+# Where clouds answer their machines, credentials included, though it is not link-local.
+_METADATA = (
+    ipaddress.ip_network("100.100.100.200/32"),  # Alibaba
+    ipaddress.ip_network("168.63.129.16/32"),  # Azure, by an address that looks public
+    ipaddress.ip_network("192.0.0.192/32"),  # Oracle
+    ipaddress.ip_network("fd00:42::42/128"),  # Scaleway
+    ipaddress.ip_network("fd00:c1::a9fe:a9fe/128"),  # Oracle
+    ipaddress.ip_network("fd00:ec2::/32"),  # AWS: metadata, and the credentials of pods
+    ipaddress.ip_network("fd20:ce::254/128"),  # Google
+)
 
 
 class Target(NamedTuple):
@@ -51,11 +60,11 @@ def target_of(url: str) -> Target:
 def refusal(address: str, *, private_hosts: bool) -> str | None:
     """Why nothing may be sent to an address; None: it may. `private_hosts`: the operator allows private ones.
 
-    Link-local addresses are refused in any case: that is where clouds tell a machine its credentials.
+    Link-local and known metadata addresses are refused in any case: there clouds tell a machine its credentials.
     """
     parsed = embedded(ipaddress.ip_address(address.partition("%")[0]))
-    if parsed.is_link_local or parsed in _METADATA:
-        return "is link-local, as a cloud's metadata service is"
+    if parsed.is_link_local or any(parsed in known for known in _METADATA):
+        return "is link-local, or a cloud's metadata service"
     if parsed.is_multicast or parsed.is_unspecified or str(parsed) == "255.255.255.255":
         return "is no single host's"
     if private_hosts or _is_public(parsed):
@@ -65,7 +74,9 @@ def refusal(address: str, *, private_hosts: bool) -> str | None:
 
 
 def _is_public(address: Address) -> bool:
-    return address.is_global and (isinstance(address, ipaddress.IPv4Address) or address in _UNICAST)
+    if isinstance(address, ipaddress.IPv4Address):
+        return address.is_global and address not in _PROTOCOLS
+    return address.is_global and address in _UNICAST
 
 
 def embedded(address: Address) -> Address:

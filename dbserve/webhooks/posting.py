@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 
 import httpx
@@ -40,7 +41,10 @@ async def checked_addresses(target: Target, *, private_hosts: bool) -> Sequence[
 
 
 class Poster:
-    """Sends messages. Opens a connection for each: receivers are many, and messages few."""
+    """Sends messages. Opens a connection for each: receivers are many, and messages few.
+
+    Making one reads the certificates that this machine trusts, which takes tens of milliseconds.
+    """
 
     def __init__(self, *, private_hosts: bool, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._private_hosts = private_hosts
@@ -52,32 +56,38 @@ class Poster:
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._post(webhook, delivery)
-        except TimeoutError:
+        except (TimeoutError, httpx.TimeoutException):
             return Answer(error=f"no answer within {self._timeout:g} s")
         except AddressRefused as refused:
             return Answer(error=str(refused))
         except (httpx.HTTPError, ssl.SSLError, OSError) as error:
-            return Answer(error=f"{type(error).__name__}: {error}")
+            return Answer(error=_told(error))
 
     async def _post(self, webhook: Webhook, delivery: Delivery) -> Answer:
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._timeout
         target = target_of(webhook.url)
         # The name is resolved once, here, and the very address that was checked is connected to: a name that changes
         # its mind in between leads nowhere else.
-        addresses = await checked_addresses(target, private_hosts=self._private_hosts)
-        limits = httpx.Timeout(self._timeout)
-        async with httpx.AsyncClient(
-            verify=self._context, timeout=limits, follow_redirects=False, trust_env=False
-        ) as client:
-            for address in addresses[:ADDRESSES_TRIED]:
-                try:
-                    return await self._send(client, target, address, webhook, delivery)
-                except httpx.ConnectError:
-                    if address == addresses[:ADDRESSES_TRIED][-1]:
-                        raise
-        raise AssertionError("unreachable")
+        found = await checked_addresses(target, private_hosts=self._private_hosts)
+        *others, last = found[:ADDRESSES_TRIED]
+        async with httpx.AsyncClient(verify=self._context, follow_redirects=False, trust_env=False) as client:
+            for number, address in enumerate(others):
+                # its share of what is left: one that swallows everything leaves time for those after it
+                share = max(0.0, deadline - now()) / (len(others) + 1 - number)
+                with suppress(httpx.ConnectError, httpx.ConnectTimeout):
+                    return await self._send(client, target, address, webhook, delivery, connect_seconds=share)
+            return await self._send(client, target, last, webhook, delivery, connect_seconds=self._timeout)
 
     async def _send(
-        self, client: httpx.AsyncClient, target: Target, address: str, webhook: Webhook, delivery: Delivery
+        self,
+        client: httpx.AsyncClient,
+        target: Target,
+        address: str,
+        webhook: Webhook,
+        delivery: Delivery,
+        *,
+        connect_seconds: float,
     ) -> Answer:
         named = target.url.netloc.decode("ascii")
         request = client.build_request(
@@ -85,6 +95,7 @@ class Poster:
             target.url.copy_with(host=address),
             content=delivery.body.encode(),
             headers={**headers(webhook, delivery, now=time.time()), "host": named},
+            timeout=httpx.Timeout(self._timeout, connect=connect_seconds),
             extensions={"sni_hostname": target.host},  # the certificate must be the name's, not the address's
         )
         response = await client.send(request, stream=True)
@@ -100,6 +111,18 @@ class Poster:
         retry_after = retry_after_seconds(response.headers.get("retry-after"), now=time.time())
         excerpt = bytes(said[:EXCERPT_BYTES]).decode(errors="replace")
         return Answer(code=response.status_code, error=error, retry_after=retry_after, excerpt=excerpt)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, without the receiver's own words.
+
+    They may repeat the path of the URL, which for many receivers is the credential. The library quotes them behind a
+    colon.
+    """
+    said = str(error)
+    if isinstance(error, httpx.RemoteProtocolError):
+        said = said.partition(":")[0]
+    return f"{type(error).__name__}: {said}"
 
 
 def _resolve(host: str, port: int) -> list[str]:

@@ -1,5 +1,8 @@
 """Webhooks over REST."""
 
+import logging
+import ssl
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,9 @@ import pytest
 from dbserve.api.app import create_app
 from dbserve.contracts.webhook import Topic
 from dbserve.store import JobStore
+from dbserve.webhooks import posting
 from dbserve.webhooks.signing import new_secret
-from tests.integration.delivering import look
+from tests.integration.delivering import hook, look
 from tests.integration.serving import finish, settings, submitted
 from tests.receiver import receiving, signed
 
@@ -63,6 +67,44 @@ async def test_a_ping_answers_with_what_the_receiver_said(api: httpx.AsyncClient
     assert sent.message["type"] == "ping"
     assert sent.id == said["message_id"]
     assert signed(sent, made["secret"])
+
+
+async def test_what_pings_trust_is_read_once_and_not_by_the_event_loop(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_by: list[threading.Thread] = []
+
+    def reading() -> ssl.SSLContext:
+        read_by.append(threading.current_thread())
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    monkeypatch.setattr(posting.ssl, "create_default_context", reading)
+    with receiving() as receiver:
+        made = (await api.post("/v1/webhooks", json={"url": receiver.url})).json()
+        for _ in range(2):
+            assert (await api.post(f"/v1/webhooks/{made['id']}/test")).json()["delivered"]
+    [reader] = read_by
+    assert reader is not threading.current_thread()
+
+
+async def test_the_path_of_a_url_stands_in_no_line_no_problem_and_no_delivery(
+    api: httpx.AsyncClient, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "dbserve")
+    path = "/services/T0/B0/very-secret"
+    with receiving(302, headers={"location": f"http://127.0.0.1:9{path}/there"}) as receiver:
+        urls = [receiver.url.replace("/hook", path), f"http://127.0.0.1:9{path}", f"http://name.invalid{path}"]
+        for number, url in enumerate(urls):
+            await hook(store, url, name=f"w{number}")
+        await finish(store, await submitted(store))
+        await look(store)
+        pings = [(await api.post(f"/v1/webhooks/w{number}/test")).json() for number in range(len(urls))]
+    refused = await api.post("/v1/webhooks", json={"url": f"http://169.254.169.254{path}"})
+    delivered = [(await api.get(f"/v1/webhooks/w{number}")).json()["deliveries"] for number in range(len(urls))]
+    lines = [line.getMessage() for line in caplog.records if line.name.startswith("dbserve")]
+    assert len(lines) >= len(urls)
+    assert all(deliveries for deliveries in delivered)
+    assert [told for told in (*lines, str(pings), refused.text, str(delivered)) if "very-secret" in told] == []
 
 
 @pytest.mark.parametrize(
