@@ -60,6 +60,7 @@ def store(history: FakeHistory) -> JobStore:
 @pytest.fixture
 def buffer() -> Iterator[LogBuffer]:
     buffer = LogBuffer(RUN, ["a-known-secret"])
+    logging.captureWarnings(False)  # whoever captured them before: pytest has taken them back since
     with speaking(buffer):
         yield buffer
 

@@ -42,6 +42,7 @@ def process_as_it_was() -> Iterator[None]:
     """`configure` is for a process of its own; this one goes on."""
     root = logging.getLogger()
     handlers, level, hooks = root.handlers[:], root.level, (sys.excepthook, threading.excepthook)
+    logging.captureWarnings(False)  # whoever captured them before: pytest has taken them back since
     yield
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -119,7 +119,8 @@ def test_every_micro_batch_draws_noise_of_its_own() -> None:
     hook = nn.modules.module.register_module_forward_pre_hook(keep)
     state_of("block-0", steps=2, warmup=0, accumulate=2)
     hook.remove()
-    assert len({tuple(sigma.tolist()) for sigma in sigmas}) == 4
+    trained = sigmas[:4]  # what comes after them is a look at held-out rows
+    assert len({tuple(sigma.tolist()) for sigma in trained}) == 4
 
 
 @pytest.mark.parametrize("task", ["block-0", "end_to_end"])
