@@ -1,7 +1,7 @@
 // What can be done with a job now: as its links say, and never without telling first what will happen.
 
 import { h, mark } from "/assets/dom.js";
-import { download, key, send } from "/assets/session.js";
+import { download, key } from "/assets/session.js";
 
 const ASKED = {
   pause: {
@@ -32,8 +32,8 @@ const BUTTONS = [
   ["cancel", "Cancel…", "danger"],
 ];
 
-/** The buttons of a job: {node, update(view)}. `changed(view)` gets what an action answers. */
-export function actions({ signal, changed, complain }) {
+/** The buttons of a job: {node, update(view)}. `perform(path)` asks for an action and shows what it answers. */
+export function actions({ signal, perform, complain }) {
   let view = null;
   let busy = false;
   const report = h("a", { class: "button primary", target: "_blank", rel: "noopener", click: (event) => fetched(event, "report") }, "Report");
@@ -54,7 +54,7 @@ export function actions({ signal, changed, complain }) {
     update(view);
     complain("");
     try {
-      changed(await send(`${path}${search}`, { signal }));
+      await perform(`${path}${search}`);
     } catch (error) {
       if (!signal.aborted) complain(error);
     } finally {

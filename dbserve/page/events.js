@@ -7,6 +7,7 @@ import { eventSentence, taskTitle } from "/assets/words.js";
 
 const PAGE = 500; // asked for at once
 const SHOWN = 40; // before all are asked for
+const MOST = 1000; // kept on the page
 
 /** {node, update(view)}: looks for new events whenever a view says that there are some. */
 export function events({ here, signal }) {
@@ -17,6 +18,7 @@ export function events({ here, signal }) {
   let looking = false;
   let again = false;
   let every = false;
+  let dropped = false; // whether there were more than are kept
 
   async function look() {
     if (looking) {
@@ -32,6 +34,7 @@ export function events({ here, signal }) {
           page = await read(`${here}/events?${new URLSearchParams({ limit: PAGE, ...(after && { after }) })}`, { signal });
           after = page.next ?? after;
           list.prepend(...page.data.map(line).reverse());
+          for (; list.childElementCount > MOST; dropped = true) list.lastChild.remove();
         } while (page.has_more);
       } while (again);
       fold();
@@ -49,7 +52,7 @@ export function events({ here, signal }) {
     const lines = [...list.children];
     lines.forEach((item, index) => { item.hidden = !every && index >= SHOWN; });
     all.hidden = every || lines.length <= SHOWN;
-    all.textContent = `Show all ${lines.length} events`;
+    all.textContent = `Show ${dropped ? "the last" : "all"} ${lines.length} events`;
   }
 
   function showAll() {

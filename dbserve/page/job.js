@@ -8,27 +8,31 @@ import { NONE, ago, count, duration, moment, percent } from "/assets/format.js";
 import { begin, ended, lost, news } from "/assets/freshness.js";
 import { logs } from "/assets/logs.js";
 import { complaint, bar, figure, pill } from "/assets/parts.js";
-import { now, read } from "/assets/session.js";
-import { follow } from "/assets/stream.js";
+import { now, read, send } from "/assets/session.js";
+import { follow, pause } from "/assets/stream.js";
 import { memoryOf, tasks } from "/assets/tasks.js";
 import { conditionMeans, ENDED, statusMeans, taskTitle, why } from "/assets/words.js";
 
 const WORKING = new Set(["launched", "running", "pausing", "cancelling"]);
+const AGAIN = 1000; // milliseconds until a stream that ended, of a job that has not, is asked for again
 
 export async function open({ node, path, query, signal, title }) {
   const [id] = path;
   const here = `/v1/jobs/${encodeURIComponent(id)}`;
   const first = await read(here, { signal }); // what is wrong with the address is said at once, and in words
   begin(true);
-  const top = head(first, { signal, changed: (view) => { show(view); watch(); } });
+  const top = head(first, { signal, perform });
   const rows = tasks();
   const charts = curves({ here, signal });
   const happened = events({ here, signal });
   const said = logs({ here, signal, query });
   const specification = h("pre", { tabindex: "0" }, JSON.stringify(first.spec, null, 2));
   const warnings = h("ul", { class: "warnings" }, first.warnings.map((text) => h("li", {}, text)));
+  let latest = first; // the newest view: what comes late is added to it, and never brings back an older one
+  let seen = null; // id of the last view that a stream brought
   let blocks = new Map(); // name -> the block in full: its layers, noise range, predicted memory, restarts
-  let fetched = "";
+  let known = ""; // the states for which the blocks were asked for last
+  let asking = false; // for the blocks
   let watching = null; // what ends the present stream
   let missed = false; // whether something happened that the stream did not tell
 
@@ -46,6 +50,7 @@ export async function open({ node, path, query, signal, title }) {
   watch();
 
   function show(view) {
+    latest = view;
     title(`${ENDED.has(view.status) ? view.status : `${Math.floor(view.progress.percent)} %`} ${view.name}`);
     const memory = memoryOf(view, charts.predicted);
     top.update(view, memory);
@@ -53,46 +58,78 @@ export async function open({ node, path, query, signal, title }) {
     charts.update(view, memory);
     happened.update(view);
     said.update(view);
-    // What the stream leaves out changes only with a state or an attempt.
-    const state = view.tasks.map((task) => `${task.status}${task.attempt}`).join();
-    if (state !== fetched) {
-      if (fetched) charts.load();
-      fetched = state;
-      read(`${here}/blocks`, { signal }).then(({ data }) => {
-        blocks = new Map(data.map((block) => [block.name, block]));
-        show(view);
-      }, () => { fetched = ""; });
+    complete();
+  }
+
+  /** Asks for what the stream leaves out, which changes only with a state or an attempt: one request at a time. */
+  async function complete() {
+    if (asking) return; // it looks again when it has its answer
+    asking = true;
+    while (states(latest) !== known) {
+      if (known) charts.load();
+      known = states(latest);
+      const answer = await read(`${here}/blocks`, { signal }).catch(() => null);
+      if (answer === null) {
+        known = ""; // the next view asks again
+        break;
+      }
+      blocks = new Map(answer.data.map((block) => [block.name, block]));
+      rows.update(latest, blocks, memoryOf(latest, charts.predicted));
     }
+    asking = false;
+  }
+
+  /** Asks for an action, and shows its answer. The stream may be up to a second behind: what was seen before is not shown again. */
+  async function perform(path) {
+    const before = seen;
+    show(await send(path, { signal }));
+    watch(before);
   }
 
   /** Follows the job while the tab is seen: a browser opens six connections to a server, whatever number of tabs asks. */
-  async function watch() {
+  async function watch(after = seen) {
     watching?.abort();
     const mine = (watching = new AbortController());
     const either = AbortSignal.any([signal, mine.signal]);
-    let latest = null;
+    seen = after;
     try {
-      await follow(`${here}/live`, {
-        signal: either,
-        silence: 15_000, // of this stream a comment comes every 3 s
-        onNews: news,
-        onLost: (error) => {
-          missed = true;
-          lost(error);
-        },
-        onEvent: ({ data }) => {
-          if (missed) charts.load();
-          missed = false;
-          show((latest = JSON.parse(data)));
-        },
-      });
+      do {
+        await follow(`${here}/live`, {
+          signal: either,
+          after: seen,
+          silence: 15_000, // of this stream a comment comes every 3 s
+          onNews: news,
+          onLost: (error) => {
+            missed = true;
+            lost(error);
+          },
+          onEvent: ({ data, id }) => {
+            if (missed) charts.load();
+            missed = false;
+            seen = id;
+            show(JSON.parse(data));
+          },
+        });
+      } while (!(await over(either)));
       ended();
-      if (latest === null) show(await read(here, { signal: either }));
     } catch (error) {
       if (either.aborted || error.status === 401) return;
       ended();
       top.complain(error.status === 404 ? "This job was deleted meanwhile." : error);
     }
+  }
+
+  /** Whether the job has ended, as the server knows it now: a stream may have closed with a view from before another try. */
+  async function over(either) {
+    const view = await read(here, { signal: either }).catch((error) => {
+      if (either.aborted || (error.status < 500 && error.status !== 429)) throw error;
+      lost(error); // no answer, or none for now
+      return null;
+    });
+    if (view !== null) show(view);
+    if (ENDED.has(view?.status)) return true;
+    await pause(AGAIN, either);
+    return false;
   }
 
   document.addEventListener("visibilitychange", () => {
@@ -101,6 +138,9 @@ export async function open({ node, path, query, signal, title }) {
     else watch();
   }, { signal });
 }
+
+/** The state and attempt of every task, to be compared. */
+const states = ({ tasks: all }) => all.map((task) => `${task.status}${task.attempt}`).join();
 
 /** What the status means, with how many tasks are where while they work. */
 function standing({ status, tasks: all }) {
@@ -118,7 +158,7 @@ function section(name, note, ...content) {
 }
 
 /** The head of the page: name, state in words, the buttons, four figures. */
-function head(first, { signal, changed }) {
+function head(first, { signal, perform }) {
   const [status, setStatus] = pill();
   const [progress, setProgress] = bar((job) => job.name);
   const [trouble, complain] = complaint();
@@ -129,7 +169,7 @@ function head(first, { signal, changed }) {
   const [left, setLeft] = figure("Time left");
   const [speed, setSpeed] = figure("Throughput");
   const [memory, setMemory] = figure("Memory of a block");
-  const buttons = actions({ signal, changed, complain });
+  const buttons = actions({ signal, perform, complain });
   complain("");
   const labels = Object.entries(first.labels).map(([name, value]) =>
     h("a", { class: "chip", href: `#/?${new URLSearchParams({ label: `${name}=${value}` })}` }, `${name}=${value}`));

@@ -91,14 +91,15 @@ export function logs({ here, signal, query }) {
     node,
     update(next) {
       const first = view === null;
+      const again = !first && ENDED.has(view.status) && !ENDED.has(next.status); // it is tried again: there is more to come
       view = next;
       if (first) {
         task.append(h("option", { value: "" }, "Every task"), ...next.tasks.map(({ name }) => h("option", { value: name }, taskTitle(name))));
         task.value = next.tasks.some(({ name }) => name === query.get("logs")) ? query.get("logs") : "";
       }
       offerAttempts();
-      if (!first) return;
-      if (query.has("attempt")) attempt.value = query.get("attempt");
+      if (!first && !again) return;
+      if (first && query.has("attempt")) attempt.value = query.get("attempt");
       following.checked = !ENDED.has(next.status);
       load();
     },

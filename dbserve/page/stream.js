@@ -35,11 +35,12 @@ export function parser(onEvent) {
 
 /**
  * Follows a stream until it says that nothing more will come (an event `end`, or 204), reconnecting from the last id.
+ * `after`: the id of what was received last by an earlier call: where it is still the newest, it is not sent again.
  * `silence`: how long (milliseconds) nothing may come before the connection is taken for dead. `onNews()` is called with whatever arrives, comments included; `onLost(error)` whenever the connection is gone.
  * Resolves at the end; rejects with AbortError, or with a Problem that another try cannot mend.
  */
-export async function follow(path, { onEvent, onNews = () => {}, onLost = () => {}, silence = SILENCE, signal }) {
-  let lastId = null;
+export async function follow(path, { onEvent, onNews = () => {}, onLost = () => {}, after = null, silence = SILENCE, signal }) {
+  let lastId = after;
   let wait = FIRST_WAIT;
   for (;;) {
     try {
