@@ -107,7 +107,7 @@ def test_lines_are_about_the_run_in_whose_course_they_are_said_in_other_threads_
 
 
 def test_libraries_warnings_and_threads_that_die_come_out_the_same_way(out: io.StringIO) -> None:
-    logging.getLogger("uvicorn.error").info("Started", extra={"color_message": "\x1b[1mStarted"})
+    logging.getLogger("a.server").info("Started", extra={"color_message": "\x1b[1mStarted"})
     warnings.warn("old", DeprecationWarning, stacklevel=1)
     thread = threading.Thread(target=fail, name="saver")
     thread.start()
