@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -33,7 +34,7 @@ from dbserve.contracts.work import SAVE_BOUNDS, STEP_BOUNDS, BandLoss, Durations
 from dbserve.store import JobStore
 
 JOBS, BLOCKS = 10, 5  # active ones
-WARM_UP_SECONDS = 4.0
+WARM_UP_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,14 @@ class Exposition:
 
 @dataclass(frozen=True)
 class Watched:
-    """Samples per second of each repeat, and the median of the ratios within a repeat."""
+    """Samples per second; each `watched` stands between two of `alone`, by whose mean it is divided, so that a machine
+    that grows slower or faster meanwhile favours neither. `ratio` is the mean of these, with its standard error."""
 
     viewers: int
-    alone: tuple[float, ...]
+    alone: tuple[float, ...]  # one more
     watched: tuple[float, ...]
     ratio: float
+    error: float
 
 
 def exposition(scrapes: int) -> Exposition:
@@ -114,15 +117,17 @@ def watched(viewers: int, repeats: int, seconds: float) -> Watched:
         job = client.submit(orchestration.job())
         while (block := client.blocks(job.id)[0]).status is not TaskState.RUNNING or block.step == 0:
             time.sleep(0.1)
+        alone.append(_samples_per_second(client, job.id, seconds))
         for _ in range(repeats):
-            alone.append(_samples_per_second(client, job.id, seconds))
             with _viewers(client, job.id, viewers):
                 looked_at.append(_samples_per_second(client, job.id, seconds))
-            print(f"alone {alone[-1]:8.0f} samples/s   with {viewers} viewers {looked_at[-1]:8.0f}", flush=True)
+            alone.append(_samples_per_second(client, job.id, seconds))
+            print(f"with {viewers} viewers {looked_at[-1]:8.0f} samples/s   alone {alone[-1]:8.0f}", flush=True)
         client.cancel(job.id)
         client.wait(job.id, timeout=60)
-    ratio = statistics.median(seen / unseen for seen, unseen in zip(looked_at, alone, strict=True))
-    return Watched(viewers, tuple(alone), tuple(looked_at), ratio)
+    ratios = [2 * seen / (before + after) for seen, before, after in zip(looked_at, alone[:-1], alone[1:], strict=True)]
+    error = statistics.stdev(ratios) / math.sqrt(len(ratios))
+    return Watched(viewers, tuple(alone), tuple(looked_at), statistics.fmean(ratios), error)
 
 
 def _samples_per_second(client: Client, job_id: str, seconds: float) -> float:
@@ -173,8 +178,8 @@ async def view(port: int, path: str, count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--viewers", type=int, default=100)
     parser.add_argument("--scrapes", type=int, default=50)
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
@@ -192,8 +197,8 @@ def main() -> None:
     print(line, flush=True)
     seen = watched(given.viewers, given.repeats, given.seconds)
     other = (
-        f"samples per second watched by {seen.viewers} / unwatched: {seen.ratio:.3f} "
-        f"(median of {given.repeats}; target 0.98)"
+        f"samples per second watched by {seen.viewers} / unwatched: {seen.ratio:.3f} ± {seen.error:.3f} "
+        f"(mean of {given.repeats} and its standard error; target 0.98)"
     )
     print(other)
     facts = {
