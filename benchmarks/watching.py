@@ -30,7 +30,7 @@ from benchmarks import api, orchestration
 from benchmarks.load import Connection
 from dbserve.client import Client
 from dbserve.contracts.status import Launched, MemoryBytes, Progress, Run, Started, TaskState
-from dbserve.contracts.work import SAVE_BOUNDS, STEP_BOUNDS, BandLoss, Durations, Work
+from dbserve.contracts.work import SAVE_BOUNDS, STEP_BOUNDS, BandLoss, CheckpointStage, Durations, Work
 from dbserve.store import JobStore
 
 JOBS, BLOCKS = 10, 5  # active ones
@@ -84,7 +84,8 @@ async def _train_on_paper(redis_url: str) -> None:
     store = JobStore.from_url(redis_url)
     work = Work(
         steps=900, samples=28_800, step_seconds=Durations().observed(0.02, STEP_BOUNDS, 900), data_wait_seconds=1.0,
-        read_bytes=10**9, save_seconds=Durations().observed(0.3, SAVE_BOUNDS, 3), failed_checkpoints={"save": 1},
+        read_bytes=10**9, save_seconds=Durations().observed(0.3, SAVE_BOUNDS, 3),
+        failed_checkpoints={CheckpointStage.SAVE: 1},
     )  # fmt: skip
     memory = MemoryBytes(
         parameters=1, gradients=1, optimizer=1, activations=1, allocated=1, reserved=1, peak=1, host=1, device=1

@@ -143,8 +143,7 @@ def _behind() -> list[Builder[Panel]]:
         lines(
             "Webhook deliveries",
             "Tries at a delivery a second, by result. Failed ones are tried again; a receiver that is away shows "
-            "here "
-            "first. Empty where no webhook is set.",
+            "here first. Empty where no webhook is set.",
             "ops",
             Query(f"max by (result) (rate(dbserve_webhook_deliveries_total{RATE}))", "{{result}}"),
         ),

@@ -25,7 +25,7 @@ from dashboards.queries import status_code as code
 from dbserve.contracts.status import TaskState
 
 STATES = {place: (state.value, COLOURS[state]) for place, state in enumerate(TaskState, start=1)}
-PROGRESS = against(gauge("dbserve_block_steps_total"), gauge("dbserve_block_target_steps"))
+PROGRESS = against(gauge("dbserve_block_step"), gauge("dbserve_block_target_steps"))
 
 
 def build() -> Dashboard:
@@ -41,13 +41,14 @@ def build() -> Dashboard:
 def _job() -> list[Builder[Panel]]:
     steps, target = (
         f"sum(max by ({KEY}) ({selected(metric, BLOCKS)}))"
-        for metric in ("dbserve_block_steps_total", "dbserve_block_target_steps")
+        for metric in ("dbserve_block_step", "dbserve_block_target_steps")
     )
-    of_blocks = against(gauge("dbserve_block_steps_total", BLOCKS), gauge("dbserve_block_target_steps"))
+    of_blocks = against(gauge("dbserve_block_step", BLOCKS), gauge("dbserve_block_target_steps"))
     return [
         number(
             "Progress",
-            "Steps taken by the chosen blocks, of those the job asks for. Repeated steps count, so it may pass 100 %.",
+            "Where the chosen blocks stand, of the steps the job asks for. It falls where one goes on from a "
+            "checkpoint.",
             SHARE,
             Query(f"{steps} / {target}", "done"),
         ),
@@ -91,8 +92,7 @@ def _blocks() -> list[Builder[Panel]]:
         rows(
             "Blocks",
             "One row a block: what it owns (layers, noise levels), where it runs, how it does. A heartbeat older "
-            "than "
-            "60 s, or a peak near the device's memory, is what to look at first.",
+            "than 60 s, or a peak near the device's memory, is what to look at first.",
             UNITLESS,
             Query(f"max by ({KEY}, node, gpu_uuid, attempt, layers, sigma_min, sigma_max) ({info})", ""),
             Query(code(), "Status"),

@@ -25,8 +25,7 @@ def _loss() -> list[Builder[Panel]]:
         lines(
             "Training loss",
             "Of the last step, so it is noisy. Blocks own different noise levels: compare a block with itself, and "
-            "with "
-            "the same block of another job.",
+            "with the same block of another job.",
             UNITLESS,
             Query(gauge("dbserve_block_loss"), BLOCK_LEGEND),
             least=None,
@@ -34,8 +33,7 @@ def _loss() -> list[Builder[Panel]]:
         lines(
             "Held-out loss by noise level",
             "Measured at each checkpoint, in at most five bands of sigma. Falls first at low noise. A band that "
-            "rises "
-            "while the training loss falls is overfitted.",
+            "rises while the training loss falls is overfitted.",
             UNITLESS,
             Query(EVALUATED, f"{BLOCK_LEGEND} sigma {{{{sigma_band}}}}"),
             least=None,
@@ -50,8 +48,7 @@ def _loss() -> list[Builder[Panel]]:
         lines(
             "Steps that were not finite",
             "Steps whose loss or gradient was NaN or infinite, since the job began. There should be none: one ends "
-            "the "
-            "attempt (alert DbserveBlockNonfinite).",
+            "the attempt (alert DbserveBlockNonfinite).",
             COUNT,
             Query(gauge("dbserve_block_nonfinite_steps_total"), BLOCK_LEGEND),
             limits=[(1, RED)],

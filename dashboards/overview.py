@@ -66,14 +66,13 @@ def _now() -> list[Builder[Panel]]:
 def _jobs() -> list[Builder[Panel]]:
     steps, target = (
         f'sum by (job_id) (max by (job_id, block) ({metric}{{job_id=~"$job_id", {BLOCKS}}}))'
-        for metric in ("dbserve_block_steps_total", "dbserve_block_target_steps")
+        for metric in ("dbserve_block_step", "dbserve_block_target_steps")
     )
     return [
         rows(
             "Jobs",
             "One row a job that runs or ended some minutes ago. Progress is that of its blocks; the remaining time "
-            "is "
-            "that of its slowest task. Memory: the largest block against end-to-end training, as planned; "
+            "is that of its slowest task. Memory: the largest block against end-to-end training, as planned; "
             "1/B is what B equal blocks could reach at best.",
             UNITLESS,
             Query('max by (job_id, name, architecture) (dbserve_job_info{job_id=~"$job_id"})', ""),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from grafana_foundation_sdk.builders import bargauge, common, stat, statetimeline, table, timeseries
 from grafana_foundation_sdk.builders.dashboard import ThresholdsConfig
@@ -34,6 +35,7 @@ HEIGHT, LOW = 8, 4  # rows of the grid
 HALF, THIRD, QUARTER, WHOLE = 12, 8, 6, 24  # columns of the grid's 24
 
 Steps = Sequence[tuple[float, str]]  # from which value on, which colour
+P = TypeVar("P", timeseries.Panel, stat.Panel, bargauge.Panel, statetimeline.Panel, table.Panel)
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,7 @@ def lines(
 ) -> Builder[Panel]:
     """Series over time. `limits` are drawn as dashed lines, coloured as what lies above them."""
     panel = (
-        timeseries.Panel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .unit(unit)
-        .span(span)
-        .height(HEIGHT)
+        _headed(timeseries.Panel(), title, description, unit, span, HEIGHT)
         .line_width(1)
         .fill_opacity(30 if stacked else 5)
         .show_points(chosen.VisibilityMode.NEVER)
@@ -100,13 +96,7 @@ def number(
 ) -> Builder[Panel]:
     """The last value of each series, large. `none` is said when there is no series."""
     return (
-        stat.Panel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .unit(unit)
-        .span(span)
-        .height(LOW)
+        _headed(stat.Panel(), title, description, unit, span, LOW)
         .no_value(none)
         .graph_mode(chosen.BigValueGraphMode.NONE)
         .color_mode(chosen.BigValueColorMode.VALUE)
@@ -122,14 +112,8 @@ def bars(
 ) -> Builder[Panel]:
     """The last value of each series as a bar."""
     return (
-        bargauge.Panel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .unit(unit)
+        _headed(bargauge.Panel(), title, description, unit, span, HEIGHT)
         .min(0)
-        .span(span)
-        .height(HEIGHT)
         .no_value("none")
         .orientation(chosen.VizOrientation.HORIZONTAL)
         .display_mode(chosen.BarGaugeDisplayMode.BASIC)
@@ -145,13 +129,7 @@ def timeline(
 ) -> Builder[Panel]:
     """A row a series, coloured by its state; `states` gives each value a text and a colour."""
     return (
-        statetimeline.Panel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .unit(UNITLESS)
-        .span(span)
-        .height(HEIGHT)
+        _headed(statetimeline.Panel(), title, description, UNITLESS, span, HEIGHT)
         .mappings([_named(states)])
         .merge_values(True)
         .show_value(chosen.VisibilityMode.AUTO)
@@ -183,13 +161,7 @@ def rows(
     titles = {columns[letter]: query.legend for letter, query in named.items() if query.legend}
     order = [*keys, *titles]
     panel = (
-        table.Panel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .unit(unit)
-        .span(span)
-        .height(HEIGHT)
+        _headed(table.Panel(), title, description, unit, span, HEIGHT)
         .no_value("")
         .show_header(True)
         .transformations(
@@ -221,6 +193,12 @@ def rows(
             MatcherConfig("byName", column), [DynamicConfigValue("links", [{"title": "Open", "url": url}])]
         )
     return panel
+
+
+def _headed(panel: P, title: str, description: str, unit: str, span: int, height: int) -> P:
+    """What every panel has."""
+    named = panel.title(title).description(description).datasource(DATASOURCE)
+    return named.unit(unit).span(span).height(height)
 
 
 def _letters() -> Sequence[str]:

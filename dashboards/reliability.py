@@ -110,8 +110,7 @@ def _restarts() -> list[Builder[Panel]]:
         lines(
             "Lost attempts in the last hour",
             "Per block. Three in an hour is an alert (DbserveBlockRestarts): the next one costs budget, and work "
-            "since "
-            "the last checkpoint.",
+            "since the last checkpoint.",
             COUNT,
             Query(
                 f'(block:dbserve_restarts:increase1h{{{JOB}, block=~"$block"}} '
@@ -128,7 +127,7 @@ def _restarts() -> list[Builder[Panel]]:
             stacked=True,
         ),
         lines(
-            "Steps since the last attempt",
+            "Steps, repeated ones included",
             "Steps counted, repeated ones included: a flat line is a block that is not training.",
             COUNT,
             Query(gauge("dbserve_block_steps_total"), BLOCK_LEGEND),
@@ -150,8 +149,7 @@ def _saves() -> list[Builder[Panel]]:
         number(
             "Failed saves",
             "Checkpoints that could not be saved, by stage, since the job began. Training goes on, and the one "
-            "before "
-            "counts; what fails is usually a full disk (alert DbserveCheckpointFailures).",
+            "before counts; what fails is usually a full disk (alert DbserveCheckpointFailures).",
             COUNT,
             Query(
                 f"max by (job_id, stage) (dbserve_checkpoint_failures_total{{{JOB}}})",

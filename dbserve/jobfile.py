@@ -46,11 +46,12 @@ def _anchored(uri: str | None, directory: Path) -> str | None:
     return str((directory / Path(uri).expanduser()).resolve())
 
 
-def faults(invalid: ValidationError, tree: object) -> tuple[Fault, ...]:
-    """One fault a place, in the order found; what a union's members say of the same place is joined."""
+def faults(invalid: ValidationError, tree: object, model: type[BaseModel] = JobSpec) -> tuple[Fault, ...]:
+    """What is wrong with a tree that is no `model`: one fault a place, in the order found; what a union's members say
+    of the same place is joined."""
     found: dict[str, Fault] = {}
     for error in invalid.errors(include_url=False, include_input=False, include_context=False):
-        fault = _fault(error, tree)
+        fault = _fault(error, tree, model)
         earlier = found.setdefault(fault.pointer, fault)
         if fault.message not in earlier.message:
             found[fault.pointer] = earlier._replace(message=f"{earlier.message}; or: {fault.message}")
@@ -60,14 +61,17 @@ def faults(invalid: ValidationError, tree: object) -> tuple[Fault, ...]:
 
 
 def _other_member(fault: Fault, found: Iterable[str]) -> bool:
-    """Whether a literal was only missed because another member of its union was meant, and is faulty inside."""
-    return fault.code == "literal_error" and any(place.startswith(fault.pointer + "/") for place in found)
+    """Whether it only follows from what is faulty inside: a literal was missed because another member of its union was
+    meant, a list is too short without its faulty members."""
+    return fault.code in {"literal_error", "too_short"} and any(
+        place.startswith(fault.pointer + "/") for place in found
+    )
 
 
-def _fault(error: ErrorDetails, tree: object) -> Fault:
+def _fault(error: ErrorDetails, tree: object, model: type[BaseModel]) -> Fault:
     place = tuple(_place(error, tree))
     if error["type"] == "extra_forbidden":
-        return Fault(pointer(*place), "unknown_key", "unknown key" + _nearest(place))
+        return Fault(pointer(*place), "unknown_key", "unknown key" + _nearest(place, model))
     if error["type"] == "missing":
         return Fault(pointer(*place), "missing", "required, and not given")
     return Fault(pointer(*place), error["type"], error["msg"].removeprefix("Value error, "))
@@ -85,9 +89,8 @@ def _place(error: ErrorDetails, tree: object) -> Iterator[str | int]:
         yield part
 
 
-def _nearest(place: Sequence[str | int]) -> str:
+def _nearest(place: Sequence[str | int], model: type[BaseModel]) -> str:
     """A hint, when a key that the contract knows is spelled much like the last part of the place."""
-    model: type[BaseModel] = JobSpec
     for part in place[:-1]:
         field = model.model_fields.get(str(part))
         annotations = (field.annotation, *get_args(field.annotation)) if field else ()

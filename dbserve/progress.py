@@ -120,13 +120,7 @@ def _steps_per_second(snapshot: JobSnapshot, name: str) -> float | None:
 
 
 def _layers(snapshot: JobSnapshot, task: TaskPlan) -> int:
-    match task.kind:
-        case TaskKind.BLOCK:
-            start, stop = snapshot.plan.blocks[task.index].layers
-        case TaskKind.END_TO_END | TaskKind.DATA_PARALLEL:
-            start, stop = snapshot.plan.end_to_end.layers
-        case _:
-            start, stop = snapshot.plan.shallow.layers
+    start, stop = snapshot.plan.network_of(task).layers
     return max(1, stop - start)
 
 

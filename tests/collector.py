@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +9,8 @@ from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
+
+from tests.http_server import running
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,5 @@ def spans_of(body: bytes) -> Iterator[Span]:
 @contextlib.contextmanager
 def collecting() -> Iterator[Collector]:
     collector = Collector()
-    thread = threading.Thread(target=collector.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with running(collector.server):
         yield collector
-    finally:
-        collector.server.shutdown()
-        collector.server.server_close()
-        thread.join(10)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from dbserve.webhooks.signing import signature
+from tests.http_server import running
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,11 @@ def receiving(
         context.load_cert_chain(*tls)
         receiver.server.socket = context.wrap_socket(receiver.server.socket, server_side=True)
         receiver.url = receiver.url.replace("http:", "https:")
-    thread = threading.Thread(target=receiver.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield receiver
-    finally:
-        receiver.released.set()
-        receiver.server.shutdown()
-        receiver.server.server_close()
-        thread.join(10)
+    with running(receiver.server):
+        try:
+            yield receiver
+        finally:
+            receiver.released.set()
 
 
 def signed(sent: Sent, secret: str) -> bool:

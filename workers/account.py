@@ -19,6 +19,7 @@ from dbserve.contracts.work import (
     Work,
     bucket_of,
 )
+from workers.means import MeanSince
 
 if TYPE_CHECKING:
     from workers.trainer import StepReport  # torch comes with it
@@ -71,7 +72,7 @@ class Account:
         self._rate: float | None = None
         self._mark: tuple[float, int] | None = None  # (monotonic seconds, step) the rate is counted from
         self._stride = math.ceil(steps / POINTS) if steps else 1
-        self._since_point: list[tuple[float, int]] = []  # (mean loss, steps) of the reports since the last point
+        self._loss = MeanSince()  # the last point
         self._points: list[Point] = []  # not yet shipped
         self._process = psutil.Process()
         self._host_total = None if gpu else psutil.virtual_memory().total
@@ -101,7 +102,7 @@ class Account:
             self._sent_bytes += report.sent_bytes
             self._memory = report.memory or self._memory
             self._eval_loss = report.eval_loss or self._eval_loss
-            self._since_point.append((report.loss, steps))
+            self._loss.add(report.loss, steps)
             self._measure_rate(now, report.step)
             if (
                 first
@@ -187,14 +188,11 @@ class Account:
             self._mark = (now, step)
 
     def _point(self, report: "StepReport") -> Point:
-        steps = sum(count for _, count in self._since_point)
-        loss = sum(mean * count for mean, count in self._since_point) / steps
-        self._since_point = []
         return Point(
             step=report.step,
             at=self._last_step_at or time.time(),
             attempt=self._run.attempt,
-            loss=loss,
+            loss=self._loss.take(),
             grad_norm=report.grad_norm,
             samples_per_second=self._rate,
             memory_bytes=self._memory.peak,

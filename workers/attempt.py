@@ -12,6 +12,7 @@ from dbserve.artefacts import Artefacts
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import CheckpointRef, LostCheckpoint, Restored, Task
+from dbserve.contracts.work import CheckpointStage
 from dbserve.errors import CheckpointInvalid, NonfiniteLoss, StaleRun
 from dbserve.failpoints import failpoint
 from dbserve.store import JobStore
@@ -124,7 +125,7 @@ class TrainingAttempt:
                     state = load(directory, contract=self._plan.contract, expect_sha256=ref.sha256)
             except CheckpointInvalid as invalid:
                 log.warning("checkpoint of step %d passed over: %s", ref.step, invalid)
-                account.checkpoint_failed("restore")
+                account.checkpoint_failed(CheckpointStage.RESTORE)
                 lost.append(LostCheckpoint(step=ref.step, path=ref.path, message=self._redact(str(invalid))))
                 continue
             log.info("resumed from the checkpoint of step %d (attempt %d)", ref.step, ref.attempt)

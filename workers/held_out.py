@@ -28,8 +28,16 @@ class HeldOutLoss:
     are, not their average, and draws no random number that the training would have drawn."""
 
     def __init__(
-        self, architecture: Architecture, network: nn.Module, plan: JobPlan, task: TaskPlan, rows: Split
+        self,
+        architecture: Architecture,
+        network: nn.Module,
+        plan: JobPlan,
+        task: TaskPlan,
+        rows: Split,
+        *,
+        every: int,
     ) -> None:
+        """`every`: steps from one checkpoint to the next."""
         contract = plan.contract
         low, high = _levels(plan, task)
         self._bands = bands(contract, low, high)
@@ -42,19 +50,25 @@ class HeldOutLoss:
         self._seed, self._name = plan.training.seed, task.name
         micro = plan.training.batch_size // plan.training.accumulate
         self._batch = first_rows(rows, min(len(rows), micro, MOST_ROWS), self._device)
+        self._every, self._last = every, task.steps
         self._looked_at: int | None = None
 
-    def due(self, step: int, *, last: bool) -> bool:
-        """Whether to look after this (1-based) step, at which a checkpoint is due."""
-        return last or self._looked_at is None or step - self._looked_at >= LEAST_STEPS
-
-    def try_to_look(self, step: int) -> tuple[BandLoss, ...]:
-        """look(), but what goes wrong with it is said, and costs the training nothing but this look."""
+    def told(self, step: int) -> tuple[BandLoss, ...]:
+        """A look, where one is due after this (1-based) step: at the last one, and at checkpoints not too close to each
+        other. What goes wrong with it is said, and costs the training nothing but this look."""
+        if not self._due(step):
+            return ()
         try:
             return self.look(step)
         except Exception:
             log.exception("the loss on held-out rows was not measured at step %d", step)
             return ()
+
+    def _due(self, step: int) -> bool:
+        if step == self._last:
+            return True
+        rested = self._looked_at is None or step - self._looked_at >= LEAST_STEPS
+        return step % self._every == 0 and rested
 
     def look(self, step: int) -> tuple[BandLoss, ...]:
         """Mean loss in each band, lowest noise first."""

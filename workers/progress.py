@@ -13,6 +13,7 @@ from dbserve.contracts.report import LossPoint
 from dbserve.contracts.status import MemoryBytes
 from dbserve.errors import NonfiniteLoss
 from workers.checkpoint import TrainingSummary
+from workers.means import MeanSince
 
 LOSS_POINTS = 200  # of a curve
 
@@ -32,7 +33,7 @@ class Progress:
         self._task = task
         self.summary = summary
         self._stride = math.ceil(task.steps / LOSS_POINTS)
-        self._since_point: list[tuple[float, int]] = []  # (mean loss, steps) of the reports since the last point
+        self._loss = MeanSince()  # the last point
         self._losses: list[Tensor] = []
         self._samples, self._waited, self._read, self._began = 0, 0.0, 0, time.perf_counter()
 
@@ -62,7 +63,7 @@ class Progress:
         mean = math.fsum(losses) / count
         now = time.perf_counter()
         seconds, waited, read = now - self._began, self._waited, self._read
-        self._since_point.append((mean, count))
+        self._loss.add(mean, count)
         self.summary = self.summary.model_copy(
             update={
                 "samples": self.summary.samples + self._samples,
@@ -78,9 +79,6 @@ class Progress:
 
     def _point(self, step: int) -> tuple[LossPoint, ...]:
         """A point every stride steps, and one at the end: the mean loss since the previous one."""
-        steps = sum(count for _, count in self._since_point)
-        if steps < self._stride and step < self._task.steps:
+        if self._loss.steps < self._stride and step < self._task.steps:
             return ()
-        loss = sum(mean * count for mean, count in self._since_point) / steps
-        self._since_point = []
-        return (LossPoint(step=step, loss=loss),)
+        return (LossPoint(step=step, loss=self._loss.take()),)

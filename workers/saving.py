@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from dbserve.artefacts import Artefacts, attempt_of, new_checkpoint_directory, task_directory
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import Checkpointed, CheckpointFailed, CheckpointRef, Run
+from dbserve.contracts.work import CheckpointStage
 from dbserve.errors import StorageError
 from dbserve.failpoints import failpoint
 from dbserve.store import JobStore
@@ -79,7 +80,7 @@ class Saving:
             log.warning(
                 "no checkpoint of step %d: that of step %d is still being written", report.step, self._writing[0]
             )
-            self._account.checkpoint_failed("overrun")
+            self._account.checkpoint_failed(CheckpointStage.OVERRUN)
             return
         self.check()
         self._writing = report.step, self._submit(self._try(report.capture()))
@@ -100,11 +101,7 @@ class Saving:
             except StorageError as error:
                 self._submit(self._tell_failed(state.step, error)).result()
             time.sleep(pause)
-        try:
-            return self._submit(self._write(state)).result()
-        except StorageError:
-            self._account.checkpoint_failed("save")
-            raise
+        return self._submit(self._write(state)).result()
 
     def remove_all_but(self, kept: tuple[CheckpointRef, ...]) -> None:
         """Of this attempt and those before it, what they left half done included; a later attempt's are not ours.
@@ -134,8 +131,12 @@ class Saving:
             await self._tell_failed(state.step, error)
 
     async def _write(self, state: TrainingState) -> None:
-        with self._trace.span("save checkpoint", {**of_run(self._run), "dbserve.step": state.step}):
-            await self._commit(state)
+        try:
+            with self._trace.span("save checkpoint", {**of_run(self._run), "dbserve.step": state.step}):
+                await self._commit(state)
+        except StorageError:
+            self._account.checkpoint_failed(CheckpointStage.SAVE)
+            raise
 
     async def _commit(self, state: TrainingState) -> None:
         """Bytes first, then the pointer, which the store refuses to a stale attempt; then the old ones go."""
@@ -165,7 +166,6 @@ class Saving:
 
     async def _tell_failed(self, step: int, error: StorageError) -> None:
         log.warning("the checkpoint of step %d could not be saved: %s", step, error)
-        self._account.checkpoint_failed("save")
         event = CheckpointFailed(run=self._run, step=step, message=self._redact(str(error)))
         await patiently(lambda: self._store.apply(event))
 

@@ -41,13 +41,18 @@ _SENDING = {
 
 
 class SentBytes:
-    """Bytes of tensors handed over so far. What an algorithm makes of them on the wire may be up to twice as many."""
+    """Bytes of tensors handed over. What an algorithm makes of them on the wire may be up to twice as many."""
 
     def __init__(self) -> None:
-        self.total = 0
+        self._bytes = 0
 
     def saw(self, given: Iterable[Any]) -> None:
-        self.total += sum(tensor.numel() * tensor.element_size() for tensor in _tensors(given))
+        self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in _tensors(given))
+
+    def take(self) -> int:
+        """Those that were not taken before."""
+        taken, self._bytes = self._bytes, 0
+        return taken
 
 
 @contextlib.contextmanager

@@ -128,9 +128,8 @@ def _training(
     stepper = stepper_of(plan.training, task.name)
     if state is not None:
         stepper.restore(state)
-    held_out = _held_out(plan, task, network, validation)
+    held_out = _held_out(spec, plan, task, network, validation)
     progress = Progress(task, summary)
-    sent_before = 0
     with closing(stream_of(task.name, start)) as stream:
         for step in range(start, task.steps):
             batch = next(stream)
@@ -150,12 +149,6 @@ def _training(
                 if memory is None and device.type == "cuda":
                     memory = stepper.allocator_memory(progress.summary.memory)
                 mean = progress.close(step + 1, memory)
-                last = step + 1 == task.steps
-                looks = last or (step + 1) % spec.checkpoint.every_steps == 0
-                eval_loss = ()
-                if held_out is not None and looks and held_out.due(step + 1, last=last):
-                    eval_loss = held_out.try_to_look(step + 1)
-                sent_now = sent.total
                 yield StepReport(
                     step=step + 1,
                     total=task.steps,
@@ -168,10 +161,9 @@ def _training(
                     memory=memory,
                     capture=partial(stepper.capture, step + 1, progress.summary),
                     read_bytes=mean.read_bytes,
-                    sent_bytes=sent_now - sent_before,
-                    eval_loss=eval_loss,
+                    sent_bytes=sent.take(),
+                    eval_loss=() if held_out is None else held_out.told(step + 1),
                 )
-                sent_before = sent_now
                 progress.restart_clock()
 
 
@@ -208,11 +200,14 @@ def loss_of(plan: JobPlan, task: TaskPlan, network: nn.Module) -> Loss:
             return kind.baseline_loss(contract, network)
 
 
-def _held_out(plan: JobPlan, task: TaskPlan, network: nn.Module, rows: Split | None) -> HeldOutLoss | None:
+def _held_out(
+    spec: JobSpec, plan: JobPlan, task: TaskPlan, network: nn.Module, rows: Split | None
+) -> HeldOutLoss | None:
     """None: the task is a baseline, which knows no noise level, or nothing is held out."""
     if task.kind not in {TaskKind.TRUNK, TaskKind.BLOCK} or not rows:
         return None
-    return HeldOutLoss(architecture(plan.contract.architecture), network, plan, task, rows)
+    every = spec.checkpoint.every_steps
+    return HeldOutLoss(architecture(plan.contract.architecture), network, plan, task, rows, every=every)
 
 
 def _report_is_due(step: int, start: int, total: int, checkpoint_every: int, device: torch.device) -> bool:

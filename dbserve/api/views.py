@@ -45,8 +45,8 @@ def job_summary(job: ListedJob | JobOutline) -> JobSummary:
         status=stands.status,
         reason=stands.reason,
         message=stands.message,
-        created_at=_utc(job.record.created_at),
-        finished_at=_when(job.record.finished_at),
+        created_at=utc(job.record.created_at),
+        finished_at=when(job.record.finished_at),
         progress=progress,
     )
 
@@ -87,8 +87,8 @@ def task_view(snapshot: JobSnapshot, name: str) -> TaskView:
         loss=progress.loss if progress else None,
         samples_per_second=progress.samples_per_second if progress else None,
         memory_peak=peak_bytes(progress.memory) if progress else None,
-        heartbeat_at=_when(progress.heartbeat_at) if progress else None,
-        retry_at=_utc(task.not_before) if waits else None,
+        heartbeat_at=when(progress.heartbeat_at) if progress else None,
+        retry_at=utc(task.not_before) if waits else None,
     )
 
 
@@ -117,13 +117,13 @@ def block_view(snapshot: JobSnapshot, index: int) -> BlockView:
         learning_rate=progress.learning_rate if progress else None,
         samples_total=progress.samples_total if progress else 0,
         data_wait_seconds_total=progress.work.data_wait_seconds if progress else 0.0,
-        last_step_at=_when(progress.last_step_at) if progress else None,
+        last_step_at=when(progress.last_step_at) if progress else None,
         last_checkpoint=CheckpointView.model_validate(task.checkpoints[-1].model_dump()) if task.checkpoints else None,
         restarts=task.restarts,
         gpu=task.gpu,
         pid=task.pid,
-        started_at=_when(task.started_at),
-        finished_at=_when(task.finished_at),
+        started_at=when(task.started_at),
+        finished_at=when(task.finished_at),
     )
 
 
@@ -137,7 +137,7 @@ def metrics_view(snapshot: JobSnapshot, courses: Mapping[str, Sequence[Point]], 
                 kind=task.kind,
                 index=task.index,
                 total=task.steps,
-                memory_predicted=predicted.total if (predicted := snapshot.plan.memory_of(task)) else None,
+                memory_predicted=snapshot.plan.network_of(task).memory.total,
                 points=tuple(PointView.model_validate(point.model_dump()) for point in thinned(points, most)),
             )
             for task in snapshot.plan.tasks
@@ -160,7 +160,7 @@ def model_summary(model: ModelRecord) -> ModelSummary:
         job_id=model.job_id,
         name=model.name,
         version=model.version,
-        created_at=_utc(model.created_at),
+        created_at=utc(model.created_at),
         contract_hash=model.contract_hash,
         download=f"/v1/models/{model.id}/download",
     )
@@ -228,9 +228,9 @@ def _links(snapshot: JobSnapshot) -> JobLinks:
     )
 
 
-def _utc(seconds: float) -> datetime:
+def utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _when(seconds: float | None) -> datetime | None:
-    return None if seconds is None else _utc(seconds)
+def when(seconds: float | None) -> datetime | None:
+    return None if seconds is None else utc(seconds)

@@ -4,16 +4,15 @@ import asyncio
 import json
 import secrets
 import time
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 from dbserve.api.context import Store, With
 from dbserve.api.problems import problems
+from dbserve.api.views import utc, when
 from dbserve.contracts.views import Page
 from dbserve.contracts.webhook import (
     Attempted,
@@ -25,8 +24,9 @@ from dbserve.contracts.webhook import (
     WebhookDetail,
     WebhookView,
 )
-from dbserve.errors import Fault, WebhookInvalid, WebhookNotFound
-from dbserve.plaintree import pointer, read_json
+from dbserve.errors import WebhookInvalid, WebhookNotFound
+from dbserve.jobfile import faults
+from dbserve.plaintree import read_json
 from dbserve.webhooks.addresses import target_of
 from dbserve.webhooks.posting import checked_addresses
 from dbserve.webhooks.signing import new_secret, ping_of
@@ -49,18 +49,7 @@ async def _asked(request: Request) -> NewWebhook:
     try:
         return NewWebhook.model_validate_json(json.dumps(tree, allow_nan=False))
     except ValidationError as invalid:
-        found = [
-            _fault(error) for error in invalid.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        # of a list with a bad member it is also said to be too short
-        inside = [fault for fault in found if not any(one.pointer.startswith(fault.pointer + "/") for one in found)]
-        raise WebhookInvalid(inside) from None
-
-
-def _fault(error: ErrorDetails) -> Fault:
-    if error["type"] == "extra_forbidden":
-        return Fault(pointer(*error["loc"]), "unknown_key", "unknown key")
-    return Fault(pointer(*error["loc"]), error["type"], error["msg"].removeprefix("Value error, "))
+        raise WebhookInvalid(faults(invalid, tree, NewWebhook)) from None
 
 
 async def _webhook_id(webhook_id: Annotated[str, Path()]) -> str:
@@ -129,14 +118,9 @@ async def ping_webhook(webhook_id: WebhookId, services: With) -> PingView:
 
 def _view(webhook: Webhook) -> WebhookView:
     shown = webhook.model_dump(exclude={"secret", "created_at"})
-    return WebhookView(**shown, created_at=_moment(webhook.created_at))
+    return WebhookView(**shown, created_at=utc(webhook.created_at))
 
 
 def _attempt(attempted: Attempted) -> AttemptView:
     shown = attempted.model_dump(exclude={"at", "next_try"})
-    next_try = None if attempted.next_try is None else _moment(attempted.next_try)
-    return AttemptView(**shown, at=_moment(attempted.at), next_try=next_try)
-
-
-def _moment(at: float) -> datetime:
-    return datetime.fromtimestamp(at, UTC)
+    return AttemptView(**shown, at=utc(attempted.at), next_try=when(attempted.next_try))

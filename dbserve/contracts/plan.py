@@ -161,18 +161,16 @@ class JobPlan(BaseModel, frozen=True):
     warnings: tuple[str, ...] = ()
 
     def network_of(self, task: TaskPlan) -> NetworkPlan:
-        """What a trained task trains (one of its workers); a trunk is a block's twin in layers."""
+        """What each worker of a trained task trains. A trunk is built as block 0 is. ValueError: it trains nothing."""
         match task.kind:
-            case TaskKind.BLOCK:
+            case TaskKind.TRUNK | TaskKind.BLOCK:
                 return self.blocks[task.index]
             case TaskKind.END_TO_END | TaskKind.DATA_PARALLEL:
                 return self.end_to_end
-            case _:
+            case TaskKind.SHALLOW | TaskKind.SHALLOW_LONG:
                 return self.shallow
-
-    def memory_of(self, task: TaskPlan) -> MemoryPlan | None:
-        """Bytes predicted for a trained task (of one of its workers); None: a trunk's, which are predicted nowhere."""
-        return None if task.kind is TaskKind.TRUNK else self.network_of(task).memory
+            case _:
+                raise ValueError(f"{task.name} trains no network")
 
     def task(self, name: str) -> TaskPlan:
         """The task of that name; KeyError when the plan has none."""

@@ -204,7 +204,7 @@ class CourseView(BaseModel, frozen=True):
     kind: TaskKind
     index: int
     total: int = Field(description="steps the job asks for")
-    memory_predicted: int | None = Field(default=None, description="bytes in training; null: a trunk's")
+    memory_predicted: int = Field(description="bytes in training, of one worker")
     points: tuple[PointView, ...]
 
 

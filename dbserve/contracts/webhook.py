@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, SecretStr
 
 from dbserve.contracts.status import JobStatus, Reason
+from dbserve.contracts.work import CheckpointStage
 
 SECRET_PREFIX = "whsec_"  # noqa: S105
 SHORTEST_SECRET, LONGEST_SECRET = 24, 64  # bytes behind the prefix, after the Standard Webhooks specification
@@ -27,13 +28,6 @@ class Topic(StrEnum):
 
 
 PING = "ping"  # what a test sends, whatever the webhook asked for
-
-
-class CheckpointStage(StrEnum):
-    """Where a checkpoint failed."""
-
-    SAVE = "save"
-    LOAD = "load"
 
 
 class Occurrence(BaseModel, frozen=True):

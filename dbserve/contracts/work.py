@@ -1,20 +1,27 @@
 """What attempts did, as counts that add up: each counts from zero, and a task's work is the sum over its attempts."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from functools import reduce
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, Field
 
 # Upper bounds in seconds of the buckets that durations are counted in; what is longer falls into one more.
-STEP_BOUNDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+STEP_BOUNDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 SAVE_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 WAIT_BOUNDS = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0)  # of a job in the queue
 JOB_BOUNDS = (60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0, 3 * 24 * 3600.0, 7 * 24 * 3600.0)
 TICK_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # of the reconciler
 
-# Tries to save that failed; not begun, as one was still being written; not whole when read back.
-CheckpointStage = Literal["save", "overrun", "restore"]
+
+class CheckpointStage(StrEnum):
+    """Where a checkpoint failed."""
+
+    SAVE = "save"  # a try at writing it
+    OVERRUN = "overrun"  # it was not begun: the one before was still being written
+    RESTORE = "restore"  # it was not whole when it was read back
 
 
 class Durations(BaseModel, frozen=True):
@@ -104,7 +111,7 @@ class Point(BaseModel, frozen=True):
 
 def bucket_of(seconds: float, bounds: Sequence[float]) -> int:
     """Where an observation is counted: the first bound that is not exceeded, or len(bounds)."""
-    return next((place for place, bound in enumerate(bounds) if seconds <= bound), len(bounds))
+    return bisect_left(bounds, seconds)
 
 
 def course(points: Sequence[Point]) -> tuple[Point, ...]:

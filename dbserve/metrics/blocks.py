@@ -7,6 +7,7 @@ that memory and throughput against end-to-end can be plotted from the same serie
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -14,12 +15,13 @@ from dbserve.contracts.plan import TRAINED, TaskKind, TaskPlan
 from dbserve.contracts.snapshot import JobSnapshot
 from dbserve.contracts.status import MemoryBytes, TaskState
 from dbserve.contracts.work import STEP_BOUNDS
-from dbserve.metrics.service import add_durations
-from dbserve.progress import peak_bytes, work_of
+from dbserve.metrics.durations import add_durations
+from dbserve.progress import peak_bytes, step_of, work_of
 
 BLOCK = ("job_id", "block")
 
 Trained = Sequence[tuple[JobSnapshot, TaskPlan]]
+Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 
 
 def block_families(begun: Sequence[JobSnapshot]) -> Iterator[Metric]:
@@ -33,6 +35,11 @@ def block_families(begun: Sequence[JobSnapshot]) -> Iterator[Metric]:
 
 def _key(job: JobSnapshot, task: TaskPlan) -> tuple[str, str]:
     return job.record.id, str(task.index) if task.kind is TaskKind.BLOCK else task.name
+
+
+def _of_fields(kind: type[Family], *declared: tuple[str, str, str]) -> dict[str, Family]:
+    """Families of one sample a block, by the field that each shows: (field, name, meaning)."""
+    return {field: kind(f"dbserve_block_{name}", meaning, labels=BLOCK) for field, name, meaning in declared}
 
 
 def _described(trained: Trained) -> Iterator[Metric]:
@@ -66,17 +73,15 @@ def _span(layers: tuple[int, int]) -> str:
 
 def _worked(trained: Trained) -> Iterator[Metric]:
     """Over all attempts: what was done again after a checkpoint was done, and counts."""
-    counters = {
-        field: CounterMetricFamily(f"dbserve_block_{name}", meaning, labels=BLOCK)
-        for field, name, meaning in (
-            ("steps", "steps", "Optimizer steps, repeated ones included."),
-            ("samples", "samples", "Samples trained on."),
-            ("data_wait_seconds", "data_wait_seconds", "Time that training waited for data."),
-            ("read_bytes", "shard_read_bytes", "Bytes taken out of the decoded shards."),
-            ("sent_bytes", "gradient_sent_bytes", "Bytes of tensors handed to collectives or sent to others."),
-            ("nonfinite_steps", "nonfinite_steps", "Steps whose loss was not finite."),
-        )
-    }
+    counters = _of_fields(
+        CounterMetricFamily,
+        ("steps", "steps", "Optimizer steps, repeated ones included."),
+        ("samples", "samples", "Samples trained on."),
+        ("data_wait_seconds", "data_wait_seconds", "Time that training waited for data."),
+        ("read_bytes", "shard_read_bytes", "Bytes taken out of the decoded shards."),
+        ("sent_bytes", "gradient_sent_bytes", "Bytes of tensors handed to collectives or sent to others."),
+        ("nonfinite_steps", "nonfinite_steps", "Steps whose loss was not finite."),
+    )
     tokens = CounterMetricFamily("dbserve_block_tokens", "Tokens trained on, where the data are text.", labels=BLOCK)
     lasted = HistogramMetricFamily(
         "dbserve_block_step_duration_seconds", "An optimizer step, the wait for its data included.", labels=BLOCK
@@ -94,27 +99,29 @@ def _worked(trained: Trained) -> Iterator[Metric]:
 
 
 def _aimed(trained: Trained) -> Iterator[Metric]:
+    stands = GaugeMetricFamily(
+        "dbserve_block_step", "The step it stands at; falls where an attempt goes on from a checkpoint.", labels=BLOCK
+    )
     target = GaugeMetricFamily("dbserve_block_target_steps", "Steps the job asks for.", labels=BLOCK)
     interval = GaugeMetricFamily(
         "dbserve_block_checkpoint_interval_steps", "Steps from one checkpoint to the next.", labels=BLOCK
     )
     for job, task in trained:
+        stands.add_metric(_key(job, task), step_of(job, task.name))
         target.add_metric(_key(job, task), task.steps)
         interval.add_metric(_key(job, task), job.spec.checkpoint.every_steps)
-    yield from (target, interval)
+    yield from (stands, target, interval)
 
 
 def _measured(trained: Trained) -> Iterator[Metric]:
-    gauges = {
-        field: GaugeMetricFamily(f"dbserve_block_{name}", meaning, labels=BLOCK)
-        for field, name, meaning in (
-            ("loss", "loss", "Last training loss; nats for classification."),
-            ("grad_norm", "grad_norm", "Last gradient norm, before clipping."),
-            ("learning_rate", "learning_rate", "Last learning rate."),
-            ("last_step_at", "last_step_timestamp_seconds", "When the last step ended."),
-            ("heartbeat_at", "heartbeat_timestamp_seconds", "When the worker last told of itself."),
-        )
-    }
+    gauges = _of_fields(
+        GaugeMetricFamily,
+        ("loss", "loss", "Last training loss; nats for classification."),
+        ("grad_norm", "grad_norm", "Last gradient norm, before clipping."),
+        ("learning_rate", "learning_rate", "Last learning rate."),
+        ("last_step_at", "last_step_timestamp_seconds", "When the last step ended."),
+        ("heartbeat_at", "heartbeat_timestamp_seconds", "When the worker last told of itself."),
+    )
     held_out = GaugeMetricFamily(
         "dbserve_block_eval_loss",
         "Loss on validation rows by noise level, as last looked at with a checkpoint; not of baselines.",
@@ -132,8 +139,7 @@ def _measured(trained: Trained) -> Iterator[Metric]:
     )
     for job, plan in trained:
         key, task, progress = _key(job, plan), job.tasks[plan.name], job.progress.get(plan.name)
-        if (predicted := job.plan.memory_of(plan)) is not None:
-            memory.add_metric((*key, "predicted"), predicted.total)
+        memory.add_metric((*key, "predicted"), job.plan.network_of(plan).memory.total)
         if task.checkpoints:
             saved.add_metric(key, task.checkpoints[-1].at)
         if progress is None:

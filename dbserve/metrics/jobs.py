@@ -8,11 +8,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from dbserve.contracts.plan import TRAINED, TaskKind
 from dbserve.contracts.snapshot import JobOutline, JobSnapshot
 from dbserve.contracts.status import JobStatus, TaskState
-from dbserve.contracts.work import SAVE_BOUNDS, sum_of
-from dbserve.metrics.service import add_durations
+from dbserve.contracts.work import SAVE_BOUNDS, CheckpointStage, sum_of
+from dbserve.metrics.durations import add_durations
 from dbserve.progress import eta_seconds, measured_memory_ratio, work_of
-
-STAGES = ("save", "overrun", "restore")
 
 
 def job_families(jobs: Sequence[JobOutline], begun: Sequence[JobSnapshot]) -> Iterator[Metric]:
@@ -65,6 +63,6 @@ def _checkpoints(begun: Sequence[JobSnapshot]) -> Iterator[Metric]:
     for job in begun:
         together = sum_of(work_of(job, task.name) for task in job.plan.tasks if task.kind in TRAINED)
         add_durations(saved, (job.record.id,), together.save_seconds, SAVE_BOUNDS)
-        for stage in STAGES:
-            failed.add_metric((job.record.id, stage), together.failed_checkpoints.get(stage, 0))
+        for stage in CheckpointStage:
+            failed.add_metric((job.record.id, stage.value), together.failed_checkpoints.get(stage, 0))
     yield from (saved, failed)

@@ -1,18 +1,14 @@
 """What the service counted over all jobs and processes, as the store keeps it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from dbserve.contracts.status import JobStatus
-from dbserve.contracts.work import Durations
+from dbserve.contracts.status import TERMINAL_JOB, JobStatus
+from dbserve.metrics.durations import add_durations
+from dbserve.store.connection import Operation
 from dbserve.store.counters import REDIS_ERRORS, WEBHOOK_DELIVERIES, Counted, Totals
-
-_RESULTS = {
-    Counted.SUCCEEDED: JobStatus.SUCCEEDED,
-    Counted.FAILED: JobStatus.FAILED,
-    Counted.CANCELLED: JobStatus.CANCELLED,
-}
 
 
 def service_families(totals: Totals) -> Iterator[Metric]:
@@ -24,8 +20,10 @@ def service_families(totals: Totals) -> Iterator[Metric]:
     lasted = HistogramMetricFamily(
         "dbserve_job_duration_seconds", "From a job's submission to its end.", labels=("result",)
     )
-    for counted, result in _RESULTS.items():
-        add_durations(lasted, (result.value,), totals.durations(counted), counted.bounds)
+    for result in JobStatus:
+        if result in TERMINAL_JOB:
+            counted = Counted.of_job(result)
+            add_durations(lasted, (result.value,), totals.durations(counted), counted.bounds)
     ticks = HistogramMetricFamily("dbserve_reconcile_duration_seconds", "One look of the reconciler, and its actions.")
     add_durations(ticks, (), totals.durations(Counted.RECONCILE), Counted.RECONCILE.bounds)
     yield from (waited, lasted, ticks)
@@ -36,20 +34,11 @@ def service_families(totals: Totals) -> Iterator[Metric]:
     refused = CounterMetricFamily(
         "dbserve_redis_errors", "Times that Redis refused or did not answer, of all processes.", labels=("operation",)
     )
-    for operation in ("read", "write", "transaction"):
-        refused.add_metric((operation,), totals.labelled(REDIS_ERRORS).get(operation, 0))
+    refusals = totals.labelled(REDIS_ERRORS)
+    for operation in get_args(Operation):
+        refused.add_metric((operation,), refusals.get(operation, 0))
     yield refused
     delivered = CounterMetricFamily("dbserve_webhook_deliveries", "Tries at a delivery, by result.", labels=("result",))
     for result, count in sorted(totals.labelled(WEBHOOK_DELIVERIES).items()):
         delivered.add_metric((result,), count)
     yield delivered
-
-
-def add_durations(
-    family: HistogramMetricFamily, labels: Sequence[str], durations: Durations, bounds: Sequence[float]
-) -> None:
-    """A histogram of these labels; buckets are cumulative there."""
-    counts = durations.counts or (0,) * (len(bounds) + 1)
-    names = [*map(str, bounds), "+Inf"]
-    buckets = [(name, float(sum(counts[: place + 1]))) for place, name in enumerate(names)]
-    family.add_metric(labels, buckets, durations.seconds)

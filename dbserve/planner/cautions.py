@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from dbserve.cards import Sizes
 from dbserve.contracts.job import JobSpec
-from dbserve.contracts.plan import Contract, JobPlan, TaskKind
+from dbserve.contracts.plan import BASELINES, Contract, JobPlan, TaskKind
 from dbserve.planner.cut import equal_counts
 from workers.method.information import information
 from workers.method.partition import interval_mass
@@ -113,12 +113,5 @@ def _of_the_budget(limit: int | None, plan: JobPlan) -> Iterator[str]:
     if limit is None:
         return
     for task in plan.tasks:
-        match task.kind:
-            case TaskKind.END_TO_END | TaskKind.DATA_PARALLEL:
-                needed = plan.end_to_end.memory.total
-            case TaskKind.SHALLOW | TaskKind.SHALLOW_LONG:
-                needed = plan.shallow.memory.total
-            case _:
-                continue
-        if needed > limit:
+        if task.kind in BASELINES and (needed := plan.network_of(task).memory.total) > limit:
             yield f"the baseline {task.name} takes {needed:,} bytes in training, more than a worker's {limit:,}"

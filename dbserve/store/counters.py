@@ -20,13 +20,18 @@ _TICKED_AT = "reconcile/at"
 
 
 class Counted(StrEnum):
-    """Durations that are counted. Job durations are counted for each result: job/<status>."""
+    """Durations that are counted; of jobs for each result apart."""
 
     QUEUE_WAIT = "queue_wait"
     RECONCILE = "reconcile"
     SUCCEEDED = f"job/{JobStatus.SUCCEEDED.value}"
     FAILED = f"job/{JobStatus.FAILED.value}"
     CANCELLED = f"job/{JobStatus.CANCELLED.value}"
+
+    @classmethod
+    def of_job(cls, result: JobStatus) -> "Counted":
+        """How long jobs took that ended so."""
+        return cls(f"job/{result.value}")
 
     @property
     def bounds(self) -> tuple[float, ...]:
@@ -92,8 +97,8 @@ class Counters:
         if not counts:
             return
         async with reaching_redis("write"), self._redis.pipeline(transaction=True) as pipe:
-            for label, count in counts.items():
-                pipe.hincrby(keys.COUNTERS, f"{prefix}/{label}", count)
+            for label, times in counts.items():
+                count(pipe, prefix, label, times)
             await pipe.execute()
 
     async def tell_refusals(self) -> None:
@@ -105,6 +110,11 @@ class Counters:
             for operation, times in counts.items():
                 refusals.count(operation, times)
             raise
+
+
+def count(pipe: Pipeline, prefix: str, label: str, times: int = 1) -> None:
+    """Adds to a count by label, in the transaction in which it happened."""
+    pipe.hincrby(keys.COUNTERS, f"{prefix}/{label}", times)
 
 
 def observe(pipe: Pipeline, counted: Counted, seconds: float) -> None:

@@ -71,7 +71,7 @@ def close_if_ended(pipe: Pipeline, record: JobRecord, status: JobStatus, *, at: 
         pipe.hset(keys.job(job_id), "finished_at", repr(at))
         pipe.srem(keys.ACTIVE, job_id)
         pipe.zadd(keys.FINISHED, {job_id: at})
-        observe(pipe, Counted(f"job/{status}"), at - record.created_at)
+        observe(pipe, Counted.of_job(status), at - record.created_at)
         log_event(pipe, job_id, "job_finished", status, at=at)
 
 
@@ -134,15 +134,12 @@ class History:
                 del found[job_id]
         return found
 
-    async def append_logs(
-        self, run: Run, lines: Sequence[Said | tuple[float, str, str]], *, in_doubt: bool = False
-    ) -> None:
+    async def append_logs(self, run: Run, lines: Sequence[Said], *, in_doubt: bool = False) -> None:
         """Ships lines of one attempt; those of a deleted job are dropped. Each is kept whole, or none of them.
 
         `in_doubt`: an earlier call with some of them ended without an answer. What it wrote is not written again, as
         far as DOUBT_LOOK lines back; and since both watch the log, it cannot be carried out after this one.
         """
-        said = [line if isinstance(line, Said) else Said(*line) for line in lines]
         log = keys.logs(run.job_id)
 
         async def attempt(pipe: Pipeline) -> None:
@@ -150,7 +147,7 @@ class History:
                 return
             newest = await _newest_number(pipe, run) if in_doubt else 0
             pipe.multi()
-            for line in said:
+            for line in lines:
                 if not 0 < line.number <= newest:
                     pipe.xadd(log, cast(Any, _entry(run, line)), maxlen=LOG_LINES_KEPT)
             await pipe.execute()

@@ -14,7 +14,7 @@ from dbserve.errors import TooManyWebhooks, WebhookNotFound
 from dbserve.store import keys
 from dbserve.store.codec import brief
 from dbserve.store.connection import reaching_redis, transaction
-from dbserve.store.counters import WEBHOOK_DELIVERIES
+from dbserve.store.counters import WEBHOOK_DELIVERIES, count
 from dbserve.store.history import Entry
 from dbserve.store.scripts import CLAIM_DELIVERIES
 from dbserve.webhooks.schedule import Result, Verdict
@@ -209,4 +209,4 @@ def _write_attempt(pipe: Pipeline, delivery: Delivery, attempted: Attempted, res
     name = keys.webhook_attempts(delivery.webhook_id)
     pipe.lpush(name, brief(attempted))
     pipe.ltrim(name, 0, ATTEMPTS_KEPT - 1)
-    pipe.hincrby(keys.COUNTERS, f"{WEBHOOK_DELIVERIES}/{result}", 1)
+    count(pipe, WEBHOOK_DELIVERIES, result)

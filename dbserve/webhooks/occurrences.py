@@ -16,7 +16,8 @@ from dbserve.contracts.status import (
     TaskEvent,
     TaskState,
 )
-from dbserve.contracts.webhook import CheckpointStage, Occurrence, Topic
+from dbserve.contracts.webhook import Occurrence, Topic
+from dbserve.contracts.work import CheckpointStage
 from dbserve.lifecycle import job_reason, job_state
 
 _ENDS: Mapping[JobStatus, Topic] = {
@@ -77,7 +78,7 @@ def _of_a_task(before: Task, after: Task, event: TaskEvent) -> Iterator[tuple[To
             )
         case Restored(lost=lost):
             for ref in lost:
-                more = {"message": ref.message, "step": ref.step, "stage": CheckpointStage.LOAD}
+                more = {"message": ref.message, "step": ref.step, "stage": CheckpointStage.RESTORE}
                 yield Topic.CHECKPOINT_FAILED, {"reason": Reason.CHECKPOINT_INVALID, **more}
         case _:
             return

@@ -17,6 +17,7 @@ from dbserve.contracts.status import Checkpointed, CheckpointRef, Crashed, Memor
 from dbserve.contracts.views import BlockView, EventView, JobMetricsView, JobView
 from dbserve.contracts.work import Point, Work
 from dbserve.store import JobStore
+from dbserve.store.history import Said
 from tests.integration.serving import finish, start, submitted
 from tests.jobs import small_plan
 from tests.unit.test_report_page import report
@@ -141,7 +142,7 @@ async def test_logs_are_chosen_by_block_attempt_and_tail(http: httpx.AsyncClient
     job_id = await submitted(store)
     for task in ("block-0", "block-1"):
         run = await start(store, job_id, task)
-        await store.history.append_logs(run, [(float(n), "INFO", f"{task} line {n}") for n in range(3)])
+        await store.history.append_logs(run, [Said(float(n), "INFO", f"{task} line {n}") for n in range(3)])
 
     async def lines(query: str) -> list[str]:
         response = await http.get(f"/v1/jobs/{job_id}/logs?{query}")

@@ -22,6 +22,7 @@ from dbserve.errors import ClusterUnavailable
 from dbserve.reconciler import Reconciler
 from dbserve.scheduling import Limits
 from dbserve.store import JobStore, keys
+from dbserve.store.history import Said
 from tests.integration.serving import start, submitted
 
 
@@ -245,5 +246,5 @@ async def test_what_a_worker_says_last_does_not_bring_a_deleted_job_back(store: 
     await store.wishes.cancel(job_id)
     await store.wishes.delete(job_id)
     run = Run(job_id=job_id, task="block-0", attempt=1)
-    await store.history.append_logs(run, [(1.0, "info", "stopped: the job is not known")])
+    await store.history.append_logs(run, [Said(1.0, "info", "stopped: the job is not known")])
     assert not await store._redis.exists(keys.logs(job_id))  # pyright: ignore[reportPrivateUsage]

@@ -36,6 +36,7 @@ from dbserve.errors import (
     StoreUnavailable,
 )
 from dbserve.store import JobStore, connection, history
+from dbserve.store.history import Said
 from tests.jobs import small_plan, small_spec
 
 
@@ -358,7 +359,7 @@ async def test_logs_are_kept_by_task_and_attempt(store: JobStore) -> None:
     job_id = await submit(store)
     for task, attempt in (("block-0", 1), ("block-0", 2), ("block-1", 1)):
         run = Run(job_id=job_id, task=task, attempt=attempt)
-        await store.history.append_logs(run, [(1.0, "info", f"{task} {attempt} line {n}") for n in range(3)])
+        await store.history.append_logs(run, [Said(1.0, "info", f"{task} {attempt} line {n}") for n in range(3)])
     lines = await store.history.logs(job_id, task="block-0", attempt=2, tail=2)
     assert [line.message for line in lines] == ["block-0 2 line 1", "block-0 2 line 2"]
     assert len(await store.history.logs(job_id)) == 9

@@ -16,6 +16,7 @@ from dbserve.cli import cli
 from dbserve.client import Client, NotFound
 from dbserve.contracts.status import Held, Reason, Run
 from dbserve.store import JobStore, history
+from dbserve.store.history import Said
 from tests.integration.serving import finish, serving, settings, start, submitted
 
 STREAM = {"Accept": "text/event-stream"}
@@ -119,7 +120,7 @@ async def test_deleting_a_job_ends_its_streams(url: str, store: JobStore) -> Non
 async def test_logs_are_followed_to_the_end_of_the_job(url: str, store: JobStore) -> None:
     job_id = await submitted(store)
     run = await start(store, job_id, "block-0")
-    await store.history.append_logs(run, [(1.0, "INFO", "before"), (2.0, "INFO", "a separator \u2028 inside")])
+    await store.history.append_logs(run, [Said(1.0, "INFO", "before"), Said(2.0, "INFO", "a separator \u2028 inside")])
     got: list[str] = []
     followed = threading.Event()
 
@@ -132,9 +133,9 @@ async def test_logs_are_followed_to_the_end_of_the_job(url: str, store: JobStore
     thread = threading.Thread(target=follow)
     thread.start()
     assert await asyncio.to_thread(followed.wait, 10)
-    await store.history.append_logs(run, [(3.0, "INFO", "after")])
+    await store.history.append_logs(run, [Said(3.0, "INFO", "after")])
     other = await start(store, job_id, "block-1")
-    await store.history.append_logs(other, [(4.0, "INFO", "of another block")])
+    await store.history.append_logs(other, [Said(4.0, "INFO", "of another block")])
     await finish(store, job_id)
     await asyncio.to_thread(thread.join, 20)
     assert got == ["before", "a separator \u2028 inside", "after"]

@@ -13,6 +13,7 @@ from dbserve.client import Client
 from dbserve.contracts.status import JobStatus, Run
 from dbserve.contracts.views import JobView
 from dbserve.store import JobStore
+from dbserve.store.history import Said
 from tests.acceptance.conftest import Service, wait_for
 from tests.acceptance.jobs import digits_job, long_job
 from tests.ui.browser import Browser
@@ -207,7 +208,7 @@ async def test_hostile_text_stays_text(browser: Browser, service: Service, train
     attack = "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>"
     store = JobStore.from_url(f"unix://{service.data_dir}/redis/redis.sock")
     run = Run(job_id=training.id, task="block-0", attempt=1)
-    await store.history.append_logs(run, [(time.time(), "error", attack)])
+    await store.history.append_logs(run, [Said(time.time(), "error", attack)])
     await store.aclose()
     browser.open(f"#/jobs/{training.id}")
     browser.find(".lines", attack)

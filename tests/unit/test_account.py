@@ -3,7 +3,7 @@
 from typing import Any
 
 from dbserve.contracts.status import MemoryBytes, Run
-from dbserve.contracts.work import STEP_BOUNDS, BandLoss
+from dbserve.contracts.work import STEP_BOUNDS, BandLoss, CheckpointStage
 from workers.account import POINTS, Account
 from workers.trainer import StepReport
 
@@ -89,7 +89,7 @@ def test_what_goes_wrong_is_counted() -> None:
     ours = account()
     ours.nonfinite_step()
     ours.saved(0.4)
-    for stage in ("save", "overrun", "overrun", "restore"):
+    for stage in (*CheckpointStage, CheckpointStage.OVERRUN):
         ours.checkpoint_failed(stage)
     work = ours.progress().work
     assert work.nonfinite_steps == 1

@@ -16,6 +16,7 @@ from dbserve.contracts.status import JobStatus, LoggedEvent
 from dbserve.errors import EventsGone, JobNotFound, StoreUnavailable
 from dbserve.store import JobStore
 from dbserve.store.keys import stream_order
+from tests.waiting import until
 
 JOB = "j1"
 
@@ -103,14 +104,6 @@ def ids_in(piece: bytes) -> list[str]:
 async def read(stream: AsyncIterator[bytes], into: list[str]) -> None:
     async for piece in stream:
         into += ids_in(piece)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("seed", range(25))

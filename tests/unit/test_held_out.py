@@ -14,11 +14,11 @@ from workers.models import architecture
 from workers.trainer import build_network
 
 
-def looking(task: str = "block-1") -> HeldOutLoss:
-    spec = spec_of()
+def looking(task: str = "block-1", *, every: int = 5, steps: int = 10) -> HeldOutLoss:
+    spec = spec_of(training={"steps": steps})
     plan = planned(spec)
     network = build_network(spec, plan, plan.task(task))
-    return HeldOutLoss(architecture("vit"), network, plan, plan.task(task), dataset().validation)
+    return HeldOutLoss(architecture("vit"), network, plan, plan.task(task), dataset().validation, every=every)
 
 
 def test_the_bands_cut_a_blocks_own_noise_levels_into_equal_masses() -> None:
@@ -45,13 +45,11 @@ def test_the_same_network_gets_the_same_figures_twice() -> None:
     assert held_out.look(1) == held_out.look(2)
 
 
-def test_a_look_is_due_at_the_end_and_else_not_too_often() -> None:
-    held_out = looking()
-    assert held_out.due(10, last=False)
-    held_out.look(10)
-    assert not held_out.due(10 + LEAST_STEPS - 1, last=False)
-    assert held_out.due(10 + LEAST_STEPS, last=False)
-    assert held_out.due(11, last=True)
+def test_a_look_comes_with_a_checkpoint_not_too_often_and_at_the_end() -> None:
+    held_out = looking(every=5, steps=1000)
+    told = [step for step in range(1, 1001) if held_out.told(step)]
+    assert told == [*range(5, 1001, LEAST_STEPS), 1000]
+    assert [step for step in range(1, 8) if looking(every=20, steps=7).told(step)] == [7]
 
 
 @pytest.mark.parametrize("options", [{"dropout": 0.2}, {}])
@@ -70,7 +68,7 @@ def test_a_network_that_learns_does_better_in_every_band_than_at_its_beginning()
     plan = planned(spec)
     fresh = HeldOutLoss(
         architecture("vit"), build_network(spec, plan, plan.task("block-0")), plan, plan.task("block-0"),
-        dataset().validation,
+        dataset().validation, every=5,
     ).look(1)  # fmt: skip
     trained = run(spec, "block-0")[-1][0].eval_loss
     assert all(after.loss < before.loss for before, after in zip(fresh, trained, strict=True))

@@ -10,9 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dbserve.contracts.snapshot import JobOutline, JobSnapshot
 from dbserve.contracts.status import MemoryBytes, Reason, TaskState
-from dbserve.contracts.work import SAVE_BOUNDS, STEP_BOUNDS, BandLoss, Durations, Work
+from dbserve.contracts.work import SAVE_BOUNDS, STEP_BOUNDS, BandLoss, CheckpointStage, Durations, Work
 from dbserve.metrics import HttpMetrics, Seen, render
-from dbserve.metrics.jobs import STAGES
 from dbserve.store.counters import Totals
 from tests.jobs import small_plan
 from tests.snapshots import NOW, baselines_spec, checkpoint, memory, running, snapshot
@@ -49,7 +48,7 @@ def a_running_job() -> JobSnapshot:
         "work": Work(
             steps=10, samples=320, step_seconds=Durations().observed(0.03, STEP_BOUNDS, 9).observed(0.3, STEP_BOUNDS),
             data_wait_seconds=0.25, read_bytes=7000, save_seconds=Durations().observed(2.0, SAVE_BOUNDS),
-            failed_checkpoints={"overrun": 1},
+            failed_checkpoints={CheckpointStage.OVERRUN: 1},
         ),
         "memory": MemoryBytes(parameters=10, gradients=11, optimizer=22, activations=57, host=1000, device=8000),
     }  # fmt: skip
@@ -64,6 +63,7 @@ def test_a_running_block_is_told_in_full() -> None:
     block = {"job_id": "j1", "block": "0"}
     plan = small_plan(baselines_spec())
     assert value(text, "dbserve_block_steps_total", **block) == 14, "of both attempts"
+    assert value(text, "dbserve_block_step", **block) == 10, "where it stands"
     assert value(text, "dbserve_block_target_steps", **block) == 20
     assert value(text, "dbserve_block_samples_total", **block) == 448
     assert value(text, "dbserve_block_shard_read_bytes_total", **block) == 7000
@@ -143,7 +143,9 @@ def test_checkpoints_are_told_for_the_job() -> None:
     text = exposed([a_running_job()])
     assert value(text, "dbserve_checkpoint_save_duration_seconds_count", job_id="j1") == 1
     assert value(text, "dbserve_checkpoint_save_duration_seconds_bucket", job_id="j1", le="2.5") == 1
-    told = {stage: value(text, "dbserve_checkpoint_failures_total", job_id="j1", stage=stage) for stage in STAGES}
+    told = {
+        stage: value(text, "dbserve_checkpoint_failures_total", job_id="j1", stage=stage) for stage in CheckpointStage
+    }
     assert told == {"save": 0, "overrun": 1, "restore": 0}
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -14,6 +14,7 @@ from dbserve.contracts.status import TaskState
 from dbserve.errors import JobNotFound, StoreUnavailable
 from dbserve.store import JobStore
 from tests.snapshots import JOB_ID, every_task, running, snapshot
+from tests.waiting import until
 
 
 class FakeStore:
@@ -79,14 +80,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     monkeypatch.setattr(watching.asyncio, "sleep", sleep)
     return made
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0)
 
 
 class Viewer:

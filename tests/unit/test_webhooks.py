@@ -32,7 +32,8 @@ from dbserve.contracts.status import (
     TaskEvent,
     TaskState,
 )
-from dbserve.contracts.webhook import Answer, CheckpointStage, NewWebhook, Occurrence, Topic, Webhook
+from dbserve.contracts.webhook import Answer, NewWebhook, Occurrence, Topic, Webhook
+from dbserve.contracts.work import CheckpointStage
 from dbserve.errors import AddressRefused
 from dbserve.lifecycle import advance, new_tasks
 from dbserve.store.jobs import new_record
@@ -262,7 +263,7 @@ def test_a_lost_checkpoint_says_which_and_that_it_was_being_read() -> None:
     event = Restored(run=BLOCK, step=0, lost=(LOST,))
     after = TASKS | {"block-1": advance(RUNNING, event)}
     [told] = occurrences(RECORD, TASKS | {"block-1": RUNNING}, after, Intent.RUN, at=9, event=event)
-    assert (told.step, told.stage, told.message) == (5, CheckpointStage.LOAD, "3 bytes of 4")
+    assert (told.step, told.stage, told.message) == (5, CheckpointStage.RESTORE, "3 bytes of 4")
 
 
 # --- where messages may go

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbserve.contracts.work import STEP_BOUNDS, Durations, Point, Work, course, thinned
+from dbserve.contracts.work import STEP_BOUNDS, CheckpointStage, Durations, Point, Work, course, thinned
 
 seconds = st.floats(0.0, 100.0)
 
@@ -15,7 +15,7 @@ def works() -> st.SearchStrategy[Work]:
     return st.builds(
         Work, steps=counts, samples=counts, tokens=counts, step_seconds=durations, data_wait_seconds=seconds,
         read_bytes=counts, sent_bytes=counts, nonfinite_steps=counts, save_seconds=st.just(Durations()),
-        failed_checkpoints=st.dictionaries(st.sampled_from(("save", "overrun", "restore")), st.integers(1, 9)),
+        failed_checkpoints=st.dictionaries(st.sampled_from(CheckpointStage), st.integers(1, 9)),
     )  # fmt: skip
 
 

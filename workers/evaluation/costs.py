@@ -15,19 +15,6 @@ from workers.checkpoint import TrainingSummary
 _CURVE_POINTS = 200
 
 
-def network_plan(plan: JobPlan, task: TaskPlan) -> NetworkPlan:
-    """The planned network of a trained task. A trunk is built as block 0 is."""
-    match task.kind:
-        case TaskKind.TRUNK | TaskKind.BLOCK:
-            return plan.blocks[task.index]
-        case TaskKind.END_TO_END | TaskKind.DATA_PARALLEL:
-            return plan.end_to_end
-        case TaskKind.SHALLOW | TaskKind.SHALLOW_LONG:
-            return plan.shallow
-        case _:
-            raise ValueError(f"{task.name} trains no network")
-
-
 def layers_of(network: NetworkPlan) -> int:
     start, stop = network.layers
     return stop - start
@@ -59,7 +46,7 @@ def memory_report(plan: JobPlan, trained: Mapping[str, TrainingSummary]) -> Memo
     rows = tuple(
         MemoryRow(
             task=name,
-            predicted=network_plan(plan, plan.task(name)).memory,
+            predicted=plan.network_of(plan.task(name)).memory,
             measured=summary.memory if counted_bytes(summary.memory) is not None else None,
         )
         for name, summary in trained.items()
@@ -78,7 +65,7 @@ def cost_row(plan: JobPlan, task: TaskPlan, summary: TrainingSummary, run: Task 
 
     Layer evaluations are those of all the task's workers, of a scan of learning rates too; `batch_size` is a worker's.
     """
-    layers = layers_of(network_plan(plan, task))
+    layers = layers_of(plan.network_of(task))
     wall = summary.train_seconds + summary.scan_seconds
     if run is not None and run.started_at is not None and run.finished_at is not None:
         wall = run.finished_at - run.started_at

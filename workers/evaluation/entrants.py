@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from dbserve.contracts.plan import TaskKind
-from workers.evaluation.costs import layers_of, network_plan
+from workers.evaluation.costs import layers_of
 from workers.evaluation.subject import Subject
 from workers.method.ode import Denoiser, mean_of
 from workers.models.protocol import ImageGenerator
@@ -105,7 +105,7 @@ def _rivals(subject: Subject) -> Iterator[tuple[str, tuple[nn.Module, ...], int]
     for kind in (TaskKind.END_TO_END, TaskKind.DATA_PARALLEL, TaskKind.SHALLOW_LONG):
         for task in subject.plan.tasks:
             if task.kind is kind:
-                yield kind.value, (networks[task.name],), layers_of(network_plan(subject.plan, task))
+                yield kind.value, (networks[task.name],), layers_of(subject.plan.network_of(task))
     members = subject.shallow_members()
     layers = layers_of(subject.plan.shallow)
     if members:

@@ -15,7 +15,7 @@ from dbserve.contracts.report import BlockDiagnosis, Comparison, DecodeRule, Qua
 from workers.assemble import baseline_of
 from workers.checkpoint import answering_weights
 from workers.data import Dataset, Split
-from workers.evaluation.costs import layers_of, network_plan
+from workers.evaluation.costs import layers_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Subject:
 
     def baseline(self, name: str) -> nn.Module:
         """One baseline, by its task's name. Raises CheckpointInvalid naming what does not fit."""
-        layers = layers_of(network_plan(self.plan, self.plan.task(name)))
+        layers = layers_of(self.plan.network_of(self.plan.task(name)))
         where = self.finals[name]
         return baseline_of(self.plan.contract, layers, answering_weights(where), where=str(where)).to(self.device)
 
