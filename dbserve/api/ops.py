@@ -9,7 +9,7 @@ from dbserve.api.context import Services, With
 from dbserve.api.problems import problems
 from dbserve.contracts.views import HealthView, ReadinessView
 from dbserve.errors import StoreUnavailable
-from dbserve.metrics import Seen, render
+from dbserve.metrics import Scrape, render
 
 router = APIRouter(tags=["operations"])
 
@@ -49,8 +49,8 @@ async def metrics(request: Request, services: With) -> Response:
     try:
         with services.outage.noticing():
             await services.store.counters.tell_refusals()
-            seen = Seen(await services.store.recent(), await services.store.counters.read())
+            scrape = Scrape(await services.store.recent(), await services.store.counters.read())
     except StoreUnavailable:
-        seen = None
-    body, media_type = render(request.headers.get("accept", ""), services.http, seen)
+        scrape = None
+    body, media_type = render(request.headers.get("accept", ""), services.http, scrape)
     return Response(body, headers={"Content-Type": media_type})

@@ -5,7 +5,7 @@ job are there while it runs, and for some minutes after: the store chooses which
 by them.
 """
 
-from dbserve.metrics.exposition import Seen, render
+from dbserve.metrics.exposition import Scrape, render
 from dbserve.metrics.process import HttpMetrics
 
-__all__ = ["HttpMetrics", "Seen", "render"]
+__all__ = ["HttpMetrics", "Scrape", "render"]

@@ -15,28 +15,28 @@ from dbserve.store.counters import Totals
 
 
 @dataclass(frozen=True)
-class Seen:
+class Scrape:
     """One look at the store: the jobs that run or ended lately, those that have begun in full; and its counters."""
 
     jobs: Sequence[JobOutline]
     totals: Totals
 
 
-def render(accept: str, http: HttpMetrics, seen: Seen | None) -> tuple[bytes, str]:
-    """The exposition and its media type. `seen` None: Redis does not answer, and dbserve_redis_up says so."""
+def render(accept: str, http: HttpMetrics, scrape: Scrape | None) -> tuple[bytes, str]:
+    """The exposition and its media type. `scrape` None: Redis does not answer, and dbserve_redis_up says so."""
     encode, media_type = choose_encoder(accept)
-    families = [*process_families(redis_up=seen is not None), *http.registry.collect()]
-    if seen is not None:
-        families += store_families(seen)
+    families = [*process_families(redis_up=scrape is not None), *http.registry.collect()]
+    if scrape is not None:
+        families += store_families(scrape)
     return encode(_Families(families)), media_type
 
 
-def store_families(seen: Seen) -> Iterator[Metric]:
+def store_families(scrape: Scrape) -> Iterator[Metric]:
     """Every family that is read off the store."""
-    begun = [job for job in seen.jobs if isinstance(job, JobSnapshot)]
-    yield from job_families(seen.jobs, begun)
+    begun = [job for job in scrape.jobs if isinstance(job, JobSnapshot)]
+    yield from job_families(scrape.jobs, begun)
     yield from block_families(begun)
-    yield from service_families(seen.totals)
+    yield from service_families(scrape.totals)
 
 
 class _Families:

@@ -1,5 +1,6 @@
 """How the store reaches Redis: the driver's errors as ours, and optimistic transactions."""
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -53,22 +54,8 @@ def open_redis(url: str, *, timeout: float = 5.0) -> Redis:
 Operation = Literal["read", "write", "transaction"]
 
 
-class Refusals:
-    """How often Redis refused or did not answer, by operation, until somebody can tell the store of it."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-
-    def count(self, operation: str, times: int = 1) -> None:
-        self._counts[operation] = self._counts.get(operation, 0) + times
-
-    def take(self) -> dict[str, int]:
-        """What was not taken before."""
-        counts, self._counts = self._counts, {}
-        return counts
-
-
-refusals = Refusals()  # of this process
+# How often Redis refused this process or did not answer it, by operation, until the store could be told.
+refusals: Counter[str] = Counter()
 
 
 @asynccontextmanager
@@ -78,7 +65,7 @@ async def reaching_redis(operation: Operation = "read") -> AsyncGenerator[None]:
         async with saying_unavailable():
             yield
     except StoreUnavailable:
-        refusals.count(operation)
+        refusals[operation] += 1
         raise
 
 

@@ -103,12 +103,12 @@ class Counters:
 
     async def tell_refusals(self) -> None:
         """Counts what this process met while Redis did not answer."""
-        counts = refusals.take()
+        counts = dict(refusals)
+        refusals.clear()
         try:
             await self.add(REDIS_ERRORS, counts)
         except BaseException:
-            for operation, times in counts.items():
-                refusals.count(operation, times)
+            refusals.update(counts)
             raise
 
 

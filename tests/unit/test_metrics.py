@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dbserve.contracts.snapshot import JobOutline, JobSnapshot
 from dbserve.contracts.status import MemoryBytes, Reason, TaskState
 from dbserve.contracts.work import SAVE_BOUNDS, STEP_BOUNDS, BandLoss, CheckpointStage, Durations, Work
-from dbserve.metrics import HttpMetrics, Seen, render
+from dbserve.metrics import HttpMetrics, Scrape, render
 from dbserve.store.counters import Totals
 from tests.jobs import small_plan
 from tests.snapshots import NOW, baselines_spec, checkpoint, memory, running, snapshot
@@ -25,8 +25,8 @@ Labels = frozenset[tuple[str, str]]
 def exposed(
     jobs: Iterable[JobOutline] | None, http: HttpMetrics | None = None, totals: Mapping[str, str] | None = None
 ) -> str:
-    seen = None if jobs is None else Seen(list(jobs), Totals(totals or {}))
-    return render("", http or HttpMetrics(), seen)[0].decode()
+    scrape = None if jobs is None else Scrape(list(jobs), Totals(totals or {}))
+    return render("", http or HttpMetrics(), scrape)[0].decode()
 
 
 def families(text: str) -> dict[str, Metric]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +14,9 @@ from workers.data.dataset import Split
 
 _UPLOAD_BYTES = 1 << 26  # at a time
 
-Rows = tuple[Tensor, Tensor | None]  # inputs, and labels where there are any
-
-
-class Taking(Protocol):
-    def take(self, places: NDArray[np.int64]) -> Rows:
-        """Inputs (N, C, H, W) or (N, T) int64, and labels (N,). `places` are rows of images, or first tokens."""
-        ...
+# Inputs (N, C, H, W) or (N, T) int64, and labels (N,) where there are any. Taken at `places`: rows of images, or the first
+# tokens of windows.
+Rows = tuple[Tensor, Tensor | None]
 
 
 class MappedImages:
