@@ -14,8 +14,8 @@ from workers.data.dataset import Split
 
 _UPLOAD_BYTES = 1 << 26  # at a time
 
-# Inputs (N, C, H, W) or (N, T) int64, and labels (N,) where there are any. Taken at `places`: rows of images, or the first
-# tokens of windows.
+# Inputs (N, C, H, W) or (N, T) int64, and labels (N,) where there are any. Taken at `places`: rows of images, or the
+# first tokens of windows.
 Rows = tuple[Tensor, Tensor | None]
 
 
