@@ -2,7 +2,7 @@
 
 import re
 
-from dbserve.metrics.exposition import Seen, store_families
+from dbserve.metrics.exposition import Scrape, store_families
 from dbserve.metrics.process import HttpMetrics, process_families
 from dbserve.store.counters import Totals
 
@@ -18,7 +18,7 @@ WORDS = {
 def exported() -> set[str]:
     """Names of all series that an API process may expose."""
     families = [*process_families(redis_up=True), *HttpMetrics().registry.collect()]
-    families += store_families(Seen(jobs=(), totals=Totals({})))
+    families += store_families(Scrape(jobs=(), totals=Totals({})))
     return {family.name + suffix for family in families for suffix in SUFFIXES[family.type]}
 
 
