@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-ui screenshots test-unit lint bench bench-api bench-recovery bench-watching soak cards dashboards schema clean
+.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes screenshots test-unit lint bench bench-api bench-recovery bench-watching soak cards dashboards schema clean
 
 setup: $(STAMP)
 
@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/python -m examples.demo
 
 test: setup
-	$(BIN)/python -m pytest tests -m "not chaos and not ui"
+	$(BIN)/python -m pytest tests -m "not chaos and not ui and not cluster and not fuzz"
 
 # The page, in a real Chromium (apt install chromium chromium-driver).
 test-ui: setup
@@ -36,6 +36,18 @@ test-chaos: setup
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit
+
+# Several Ray nodes on this machine: nodes that die, drain and come, and tasks of several workers across them.
+test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster -m "cluster and not chaos"
+
+# The running service against its own OpenAPI document, and job files nobody would write.
+test-fuzz: setup
+	$(BIN)/python -m pytest tests/fuzz
+
+# The chart: rendered for every values file by Helm's engine, and held against schemas and policies.
+kubernetes: setup
+	$(BIN)/python -m pytest tests/kubernetes
 
 lint: setup
 	$(BIN)/ruff format --check .

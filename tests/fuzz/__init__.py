@@ -1,0 +1,1 @@
+"""The service met with what nobody would write."""
