@@ -6,7 +6,7 @@
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import ray
@@ -14,13 +14,14 @@ import ray.exceptions
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dbserve.contracts.cluster import Capacity, Presence, Resources
+from dbserve.contracts.cluster import Capacity, Node, Presence, Resources
 from dbserve.contracts.status import Reason, Run, Task
 from dbserve.errors import ClusterUnavailable
 from dbserve.settings import Settings
 from workers.actor import BlockActor, WorkerConfig
 from workers.presence import end, look
 
+GPU_TYPE_LABEL = "ray.io/accelerator-type"
 LOOK_SECONDS = 2.0  # for another node to say what it sees; later it is asked again
 REMEMBERED_WORKERS = 4096  # whose death may still be explained
 
@@ -68,8 +69,7 @@ class RayCluster:
     def capacity(self) -> Capacity:
         """What every living node offers, in use or not."""
         with _reaching_ray():
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return Capacity(tuple(Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes))
+            return Capacity(tuple(_node(node) for node in ray.nodes() if node["Alive"]))
 
     def alive(self) -> set[Run]:
         """Runs whose actor exists or still waits for its resources."""
@@ -77,8 +77,11 @@ class RayCluster:
             names = list_named_actors()
         return {run for name in names if (run := _run(name)) is not None}
 
-    def launch(self, run: Run, resources: Resources) -> None:
-        """Asks for an actor and returns at once. Harmless when it exists already, and works or does not yet."""
+    def launch(self, run: Run, resources: Resources, nodes: Sequence[str]) -> None:
+        """Asks for the leading actor and returns at once. Harmless when it exists already, and works or does not yet.
+
+        `nodes` are those of the replicas, the leading one's first; none: anywhere.
+        """
         with _reaching_ray():
             actor = BlockActor.options(
                 name=_name(run),
@@ -86,6 +89,7 @@ class RayCluster:
                 get_if_exists=True,
                 num_cpus=round(resources.cpus, 4),  # finer ones Ray refuses
                 num_gpus=round(resources.gpus, 4),
+                scheduling_strategy=_pinned(nodes[0]) if nodes else "DEFAULT",
             ).remote(run.model_dump_json(), self._config, resources.cpus, resources.gpus)
             self._works[run] = actor.work.remote()
         _forget_the_oldest(self._works)
@@ -147,6 +151,17 @@ class RayCluster:
             return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
+def _node(node: dict[str, Any]) -> Node:
+    held, labels = node["Resources"], node.get("Labels", {})
+    return Node(
+        id=node["NodeID"],
+        name=node["NodeManagerHostname"],
+        resources=Resources(held.get("CPU", 0.0), held.get("GPU", 0.0)),
+        labels=labels,
+        gpu_type=labels.get(GPU_TYPE_LABEL),
+    )
+
+
 def explained(error: Exception) -> tuple[Reason, str] | None:
     """What Ray's error says of a worker's death, where it says more than that the worker is dead."""
     lines = [line.strip() for line in str(error).splitlines()]
@@ -161,8 +176,11 @@ def explained(error: Exception) -> tuple[Reason, str] | None:
 
 def _on_node(node_id: str, what: Callable[..., Any]) -> Any:
     """`what` as a task that runs on that node and no other, whatever is free there."""
-    pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0)(what).options(scheduling_strategy=pinned)
+    return ray.remote(num_cpus=0, max_retries=0)(what).options(scheduling_strategy=_pinned(node_id))
+
+
+def _pinned(node_id: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
 def _forget_the_oldest(remembered: dict[Run, Any]) -> None:

@@ -1,9 +1,10 @@
 """THE state machine: how a task moves, and what the tasks together say of their job. Pure."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from dbserve.contracts.job import JobSpec, RetrySpec
-from dbserve.contracts.plan import BASELINES, TRAINED, JobPlan, TaskKind
+from dbserve.contracts.job import JobSpec, ResourcesSpec, RetrySpec
+from dbserve.contracts.plan import BASELINES, TRAINED, JobPlan, TaskKind, TaskPlan
 from dbserve.contracts.snapshot import Standing
 from dbserve.contracts.status import (
     HELD,
@@ -38,10 +39,7 @@ from dbserve.errors import IllegalTransition, StaleRun
 
 
 def new_tasks(job_id: str, plan: JobPlan, spec: JobSpec, *, now: float) -> tuple[Task, ...]:
-    """Every task of a plan, pending at its first attempt, in the plan's order.
-
-    Each holds what the job asks for, for each of its workers; assembly only copies files.
-    """
+    """Every task of a plan, pending at its first attempt, in the plan's order."""
     retry, held = spec.retry, spec.resources
     micro_rows = plan.training.batch_size // plan.training.accumulate
     return tuple(
@@ -51,10 +49,9 @@ def new_tasks(job_id: str, plan: JobPlan, spec: JobSpec, *, now: float) -> tuple
             index=task.index,
             place=place,
             steps=task.steps,
-            cpus=min(1.0, held.cpus_per_block)
-            if task.kind is TaskKind.ASSEMBLY
-            else task.workers * held.cpus_per_block,
-            gpus=0.0 if task.kind is TaskKind.ASSEMBLY else task.workers * held.gpus_per_block,
+            **_held(task, held),
+            placement=held.placement,
+            node_labels=held.node_labels,
             needs=task.needs,
             after=task.after,
             max_attempts=retry.max_attempts,
@@ -64,6 +61,23 @@ def new_tasks(job_id: str, plan: JobPlan, spec: JobSpec, *, now: float) -> tuple
         )
         for place, task in enumerate(plan.tasks)
     )
+
+
+def _held(task: TaskPlan, asked: ResourcesSpec) -> dict[str, Any]:
+    """What each replica holds, and how many there are: of what is trained, those that the job asks for.
+
+    The workers of data_parallel, each with a batch of its own, are one replica on one node; assembly only copies files.
+    """
+    if task.kind is TaskKind.ASSEMBLY:
+        return {"cpus": min(1.0, asked.cpus_per_block)}
+    held: dict[str, Any] = {
+        "cpus": task.workers * asked.cpus_per_block,
+        "gpus": task.workers * asked.gpus_per_block,
+        "gpu_type": asked.gpu_type,
+    }
+    if task.kind in TRAINED and task.workers == 1:
+        held |= {"replicas": asked.replicas, "min_replicas": asked.fewest}
+    return held
 
 
 def advance(task: Task, event: TaskEvent) -> Task:
@@ -83,6 +97,7 @@ def advance(task: Task, event: TaskEvent) -> Task:
                 task,
                 TaskState.LAUNCHED,
                 cluster=event.cluster,
+                nodes=event.nodes,
                 trace=event.trace,
                 launched_at=event.at,
                 reason=None,
@@ -159,9 +174,10 @@ def advance(task: Task, event: TaskEvent) -> Task:
             raise IllegalTransition(f"{event.kind!r} cannot happen to a {task.state} task ({task.run})")
 
 
-_NO_WORKER: Mapping[str, object] = dict.fromkeys(
-    ("node", "node_id", "pid", "born", "gpu", "cluster", "launched_at", "stop_by")
-)
+_NO_WORKER: Mapping[str, object] = {
+    **dict.fromkeys(("node", "node_id", "pid", "born", "gpu", "cluster", "launched_at", "stop_by")),
+    "nodes": (),
+}
 
 
 def _changed(task: Task, **changes: object) -> Task:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dbserve.artefacts import Artefacts, job_directory, open_artefacts
@@ -43,7 +43,7 @@ class Cluster(Protocol):
     def identity(self) -> str: ...
     def capacity(self) -> Capacity: ...
     def alive(self) -> set[Run]: ...
-    def launch(self, run: Run, resources: Resources) -> None: ...
+    def launch(self, run: Run, resources: Resources, nodes: Sequence[str]) -> None: ...
     def stop(self, run: Run, *, task: Task | None) -> None: ...
     def presence(self, task: Task) -> Presence: ...
     def cause_of_death(self, run: Run) -> tuple[Reason, str] | None: ...
@@ -182,14 +182,16 @@ class Reconciler:
 
     async def _act(self, action: Action) -> None:
         match action:
-            case Launch(run, resources, trace):
+            case Launch(run, resources, nodes, trace):
                 with Trace(self._tracer, trace).span("launch", of_run(run)) as launch:
                     # The store first: a worker that exists unrecorded would be stopped, a record without one is asked
                     # for.
-                    await self._store.apply(Launched(run=run, cluster=self._cluster.identity, trace=launch.traceparent))
+                    await self._store.apply(
+                        Launched(run=run, cluster=self._cluster.identity, nodes=nodes, trace=launch.traceparent)
+                    )
                     failpoint("launch.recorded")
                     log.info("launch %s", run)
-                    await asyncio.to_thread(self._cluster.launch, run, resources)
+                    await asyncio.to_thread(self._cluster.launch, run, resources, nodes)
                     failpoint("launch.asked")
                     self._asked.add(run)
             case Stop(run, task):

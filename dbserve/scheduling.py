@@ -37,8 +37,11 @@ _CANCELLABLE = HELD | {TaskState.PENDING, TaskState.PAUSED, TaskState.PAUSING}
 
 @dataclass(frozen=True)
 class Launch:
+    """A worker, or as many as there are `nodes`, the leading one first. No nodes: one, anywhere."""
+
     run: Run
-    resources: Resources
+    resources: Resources  # of each replica
+    nodes: tuple[str, ...] = ()
     trace: str = ""  # traceparent of the job
 
 
@@ -223,7 +226,7 @@ def _launches(scene: Scene) -> Iterator[Action]:
         for task in held:
             free = free.minus(resources_of(task))
             if task.state is TaskState.LAUNCHED and task.run not in scene.asked and task.cluster == scene.cluster:
-                yield Launch(task.run, resources_of(task), job.record.trace)
+                yield Launch(task.run, resources_of(task), task.nodes, job.record.trace)
     total = sum(occupied.values())
     for job, task in turns(scene.jobs, by_owner, scene.now):
         resources, limits, most = resources_of(task), scene.limits, job.record.queue.max_concurrent_blocks
@@ -236,7 +239,7 @@ def _launches(scene: Scene) -> Iterator[Action]:
         if _can_never_fit(resources, scene.capacity) is not None:
             continue
         if resources.fits(free):
-            yield Launch(task.run, resources, job.record.trace)
+            yield Launch(task.run, resources, trace=job.record.trace)
             jobs_with_workers += not occupied[job.record.id]
             occupied[job.record.id] += 1
             total += 1
@@ -277,9 +280,11 @@ def _may_start(job: JobOutline, task: Task, now: float) -> bool:
 
 
 def _can_never_fit(resources: Resources, capacity: Capacity) -> str | None:
-    if not capacity.nodes or any(resources.fits(node) for node in capacity.nodes):  # none: it is just starting
+    if not capacity.nodes or any(
+        resources.fits(node.resources) for node in capacity.nodes
+    ):  # none: it is just starting
         return None
-    best = max(capacity.nodes, key=lambda node: (node.gpus, node.cpus))
+    best = max((node.resources for node in capacity.nodes), key=lambda held: (held.gpus, held.cpus))
     return (
         f"needs {resources.cpus:g} CPUs and {resources.gpus:g} GPUs on one node; "
         f"the largest node has {best.cpus:g} CPUs and {best.gpus:g} GPUs"

@@ -1,6 +1,7 @@
 """What a cluster has, what a task holds of it, and whether a worker is still there."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -14,7 +15,7 @@ class Presence(StrEnum):
 
 @dataclass(frozen=True)
 class Resources:
-    """CPU and GPU counts; fractions allowed."""
+    """CPU and GPU counts, of one replica of a task or of a node; a fraction of a GPU is of one GPU."""
 
     cpus: float
     gpus: float
@@ -27,11 +28,25 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """What each node of the cluster has, in use or not."""
+class Node:
+    """A living machine of the cluster, and all it offers, in use or not."""
 
-    nodes: tuple[Resources, ...]
+    id: str  # the cluster's own name for it
+    name: str  # its host's
+    resources: Resources
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    gpu_type: str | None = None  # of its GPUs; None: it has none, or nobody said which
+    draining: bool = False  # it is about to go: nothing is to begin there, and what runs there is to be moved
+    drain_by: float | None = None  # unix seconds at which it goes, where that was said
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The living nodes of a cluster."""
+
+    nodes: tuple[Node, ...]
 
     @property
     def total(self) -> Resources:
-        return Resources(sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes))
+        each = [node.resources for node in self.nodes]
+        return Resources(sum(one.cpus for one in each), sum(one.gpus for one in each))

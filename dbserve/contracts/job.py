@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 MAX_BLOCKS = 64
+MAX_REPLICAS = 64
 MAX_STEPS = 100_000_000
 LEAST_NOISE = (
     1e-6  # of a noise level and of sigma_data: what stands in denominators, squared, must not vanish in float32
@@ -26,6 +27,8 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^
 Label = Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$|^$")]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+# Keys that came after the first digests were kept: at their defaults they leave a job's digest as it was.
+LATER_RESOURCES = ("replicas", "min_replicas", "sharding", "placement", "gpu_type", "node_labels")
 Baseline = Literal["end_to_end", "shallow", "shallow_ensemble", "shallow_long", "data_parallel"]
 Partition = Literal["equi_probability", "uniform_log", "equal_information", "explicit"]
 
@@ -205,10 +208,54 @@ class TrainingSpec(Strict, frozen=True):
 
 
 class ResourcesSpec(Strict, frozen=True):
-    """What one task holds on its worker."""
+    """What a task holds, and where. A trained task may have several replicas, each of which holds as much.
 
-    gpus_per_block: float = Field(default=0.0, ge=0.0, le=64.0)
-    cpus_per_block: float = Field(default=1.0, gt=0.0, le=1024.0)
+    Replicas share out the rows of every step's one batch, so that what is learnt is what one worker would have learnt;
+    assembly and evaluation have one.
+    """
+
+    gpus_per_block: float = Field(default=0.0, ge=0.0, le=64.0, description="of each replica; below 1: of one GPU")
+    cpus_per_block: float = Field(default=1.0, gt=0.0, le=1024.0, description="of each replica")
+    replicas: int = Field(default=1, ge=1, le=MAX_REPLICAS, description="that train one task together")
+    min_replicas: int | None = Field(
+        default=None, ge=1, le=MAX_REPLICAS, description="the fewest that it trains with; null: all of them"
+    )
+    sharding: Literal["none", "state"] = Field(
+        default="none", description="state: each replica keeps its share of parameters, gradients and optimizer state"
+    )
+    placement: Literal["pack", "spread"] | None = Field(
+        default=None, description="fill a node before the next, or use as many as there are; null: the scheduler's way"
+    )
+    gpu_type: Label | None = Field(default=None, min_length=1, description="as Ray calls it (its accelerator type)")
+    node_labels: dict[Label, Label] = Field(
+        default_factory=dict, max_length=32, description="that a node must have, each with this very value"
+    )
+
+    @field_validator("min_replicas")
+    @classmethod
+    def _at_most_all(cls, least: int | None, info: ValidationInfo) -> int | None:
+        if least is not None and least > (most := info.data.get("replicas", least)):
+            raise ValueError(f"min_replicas ({least}) is more than replicas ({most})")
+        return least
+
+    @field_validator("sharding")
+    @classmethod
+    def _among_several(cls, sharding: str, info: ValidationInfo) -> str:
+        if sharding == "state" and info.data.get("replicas") == 1:
+            raise ValueError("one replica has nobody to share its state with: replicas must be more than 1")
+        return sharding
+
+    @field_validator("gpu_type")
+    @classmethod
+    def _of_a_gpu(cls, gpu_type: str | None, info: ValidationInfo) -> str | None:
+        if gpu_type is not None and info.data.get("gpus_per_block") == 0.0:
+            raise ValueError("gpu_type needs gpus_per_block above 0")
+        return gpu_type
+
+    @property
+    def fewest(self) -> int:
+        """Replicas that a trained task starts with at least."""
+        return self.replicas if self.min_replicas is None else self.min_replicas
 
 
 class CheckpointSpec(Strict, frozen=True):
@@ -302,7 +349,14 @@ class JobSpec(Strict, frozen=True):
     evaluation: EvaluationSpec = EvaluationSpec()
 
     def digest(self) -> str:
-        """sha256 of the canonical JSON, in hex: the same for JSON and YAML, and whether or not defaults are written
-        out."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """sha256 of the canonical JSON, in hex: the same for JSON and YAML, whether or not defaults are written out.
+
+        It is also the same in every version that knows the keys which are used.
+        """
+        said = self.model_dump(mode="json")
+        untouched = ResourcesSpec().model_dump(mode="json")
+        for key in LATER_RESOURCES:
+            if said["resources"][key] == untouched[key]:
+                del said["resources"][key]
+        canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -120,8 +120,13 @@ class Task(BaseModel, frozen=True):
     index: int = 0
     place: int = 0  # in the plan's order
     steps: int = 0  # of the plan; 0: nothing is trained
-    cpus: float = 1.0  # held while a worker has the task
+    cpus: float = 1.0  # held by each replica while the task has workers
     gpus: float = 0.0
+    replicas: int = 1  # wanted
+    min_replicas: int = 1  # the fewest it starts with
+    placement: Literal["pack", "spread"] | None = None
+    gpu_type: str | None = None
+    node_labels: dict[str, str] = Field(default_factory=dict[str, str])  # that its nodes must have
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     state: TaskState = TaskState.PENDING
@@ -144,6 +149,7 @@ class Task(BaseModel, frozen=True):
     born: float | None = None  # when the process was created, by its node's clock: with the pid, which process it is
     gpu: str | None = None
     cluster: str | None = None  # identity of the Ray cluster the attempt was launched on
+    nodes: tuple[str, ...] = ()  # the cluster's name for each replica's node, the leading one's first; (): anywhere
     trace: str = ""  # W3C traceparent of the attempt's launch; "" where nothing is traced
     checkpoints: tuple[CheckpointRef, ...] = ()  # oldest first
     failed_saves: int = 0  # steps whose checkpoint could not be saved, since the last good one
@@ -165,6 +171,7 @@ class Launched(_Event, frozen=True):
 
     kind: Literal["launched"] = "launched"
     cluster: str
+    nodes: tuple[str, ...] = ()  # of each replica that was granted, the leading one's first; (): one, anywhere
     trace: str = ""  # W3C traceparent of the launch
 
 

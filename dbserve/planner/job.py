@@ -24,6 +24,7 @@ PREPROCESSING = {"raw": "x/127.5-1", "encoded": "x/127.5-1", "float32": "identit
 def plan_job(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> JobPlan:
     """The plan of a job, or ConfigInvalid (DataInvalid) with the pointer of the key that cannot be."""
     _check_data(spec, card, facts)
+    _check_resources(spec)
     options = complete_options(spec.architecture.options, card)
     depth = cast(int, options["depth"])
     training = _trained_as(spec, card)
@@ -53,7 +54,7 @@ def plan_job(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> JobPlan
         shallow=shallow,
         memory_ratio=max(block.memory.total for block in blocks) / end_to_end.memory.total,
         tasks=tasks,
-        gpus=max(together, *(task.workers for task in tasks)) * spec.resources.gpus_per_block,
+        gpus=max(together * spec.resources.replicas, *(task.workers for task in tasks)) * spec.resources.gpus_per_block,
     )
     return plan.model_copy(update={"warnings": tuple(cautions(spec, sizes, plan))})
 
@@ -69,6 +70,19 @@ def _check_data(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> None
             f"batch_size ({spec.training.batch_size}) exceeds the {facts.train_rows} training rows",
             "/training/batch_size",
         )
+
+
+def _check_resources(spec: JobSpec) -> None:
+    """Each replica takes at least one row of every micro-batch, and GPUs are shared or taken whole, as Ray has it."""
+    rows, replicas = spec.training.batch_size // spec.training.accumulate, spec.resources.replicas
+    if replicas > rows:
+        raise ConfigInvalid(
+            f"{replicas} replicas cannot share out the {rows} rows of a micro-batch (batch_size / accumulate)",
+            "/resources/replicas",
+        )
+    gpus = spec.resources.gpus_per_block
+    if gpus > 1.0 and not gpus.is_integer():
+        raise ConfigInvalid(f"{gpus:g} GPUs: a part of one, or whole ones", "/resources/gpus_per_block")
 
 
 def _trained_as(spec: JobSpec, card: ArchitectureCard) -> TrainingSpec:

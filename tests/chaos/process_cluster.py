@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from dbserve.contracts.cluster import Capacity, Presence, Resources
+from dbserve.contracts.cluster import Capacity, Node, Presence, Resources
 from dbserve.contracts.status import Reason, Run, Task
 from workers.presence import end, look
 
@@ -32,12 +32,12 @@ class ProcessCluster:
         directory.mkdir(parents=True, exist_ok=True)
 
     def capacity(self) -> Capacity:
-        return Capacity((Resources(self._cpus, 0.0),))
+        return Capacity((Node("node", "node", Resources(self._cpus, 0.0)),))
 
     def alive(self) -> set[Run]:
         return {run for path in self._directory.iterdir() if _held(path) and (run := _run(path.name)) is not None}
 
-    def launch(self, run: Run, resources: Resources) -> None:
+    def launch(self, run: Run, resources: Resources, nodes: Sequence[str]) -> None:
         path = self._path(run)
         with path.open("a") as file:
             try:

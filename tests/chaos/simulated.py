@@ -2,11 +2,11 @@
 that forget. Time is told to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from dbserve.contracts.cluster import Capacity, Presence, Resources
+from dbserve.contracts.cluster import Capacity, Node, Presence, Resources
 from dbserve.contracts.plan import TRAINED
 from dbserve.contracts.status import Reason, Run, Task
 
@@ -63,12 +63,12 @@ class SimulatedCluster:
         self._pids = count(100)
 
     def capacity(self) -> Capacity:
-        return Capacity((Resources(self._cpus, 0.0),))
+        return Capacity((Node("node", "node", Resources(self._cpus, 0.0)),))
 
     def alive(self) -> set[Run]:
         return {one.run for one in self.processes if self._seen(one)}
 
-    def launch(self, run: Run, resources: Resources) -> None:
+    def launch(self, run: Run, resources: Resources, nodes: Sequence[str]) -> None:
         if run in self.alive():
             return
         self.launches.append(run)

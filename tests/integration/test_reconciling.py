@@ -1,12 +1,13 @@
 """The reconciler acts: a real store, and a cluster that only remembers what it was asked."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from dbserve.artefacts import open_artefacts
-from dbserve.contracts.cluster import Capacity, Presence, Resources
+from dbserve.contracts.cluster import Capacity, Node, Presence, Resources
 from dbserve.contracts.status import (
     Crashed,
     Launched,
@@ -40,12 +41,12 @@ class RememberingCluster:
         self.refuses = False
 
     def capacity(self) -> Capacity:
-        return Capacity((Resources(2.0, 0.0),))
+        return Capacity((Node("node", "node", Resources(2.0, 0.0)),))
 
     def alive(self) -> set[Run]:
         return set(self.running)
 
-    def launch(self, run: Run, resources: Resources) -> None:
+    def launch(self, run: Run, resources: Resources, nodes: Sequence[str]) -> None:
         if self.refuses:
             raise ClusterUnavailable("Ray does not answer")
         self.launched.append(run)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dbserve.contracts.cluster import Capacity, Resources
+from dbserve.contracts.cluster import Capacity, Node, Resources
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import TaskKind
 from dbserve.contracts.snapshot import JobOutline
@@ -32,7 +32,13 @@ from dbserve.store.jobs import new_record
 from tests.jobs import small_plan, small_spec
 
 NOW = 1000.0
-TWO_CPUS = Capacity((Resources(2.0, 0.0),))
+
+
+def cluster_of(*nodes: Resources) -> Capacity:
+    return Capacity(tuple(Node(f"n{place}", f"host{place}", held) for place, held in enumerate(nodes)))
+
+
+TWO_CPUS = cluster_of(Resources(2.0, 0.0))
 
 
 def a_job(
@@ -265,7 +271,7 @@ def test_higher_priorities_start_first() -> None:
 
 
 def test_owners_take_turns_and_whoever_holds_fewer_workers_is_next() -> None:
-    four = Capacity((Resources(4.0, 0.0),))
+    four = cluster_of(Resources(4.0, 0.0))
     greedy = [a_job(f"j{number}", owner="a") for number in range(1, 4)]
     other = a_job("j9", owner="b")
     started = launched(decided([*greedy, other], capacity=four))
@@ -283,7 +289,7 @@ def test_a_job_holds_no_more_workers_than_it_may() -> None:
 
 
 def test_the_deployments_limits_hold() -> None:
-    four = Capacity((Resources(4.0, 0.0),))
+    four = cluster_of(Resources(4.0, 0.0))
     jobs = [a_job("j1"), a_job("j2")]
     assert [run.job_id for run in launched(decided(jobs, capacity=four, limits=Limits(jobs=1)))] == ["j1", "j1"]
     assert len(launched(decided(jobs, capacity=four, limits=Limits(tasks=3)))) == 3
@@ -306,7 +312,7 @@ def test_a_task_that_no_node_can_ever_hold_says_so_once() -> None:
 
 def test_two_small_nodes_do_not_make_a_large_one() -> None:
     job = a_job(spec=on_gpus(2.0))
-    two = Capacity((Resources(4.0, 1.0), Resources(4.0, 1.0)))
+    two = cluster_of(Resources(4.0, 1.0), Resources(4.0, 1.0))
     assert not launched(decided([job], capacity=two))
 
 
