@@ -2,16 +2,19 @@
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from dbserve.admission import AT_HOME, NOTHING, Allowed, parse_allowed
 from dbserve.errors import StartupRefused
 
 PREFIX = "DBSERVE_"
 SHORTEST_KEY = 16  # characters
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -38,12 +41,27 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         default=None, description="required as a bearer token when set; several: comma-separated"
     )
+    scrape_key: SecretStr | None = Field(
+        default=None, description="a bearer token that opens /metrics and nothing else, for Prometheus"
+    )
+    rate_limit: int = Field(default=6000, ge=0, description="requests a minute of one API key; 0: any number")
+    cors_origins: str = Field(
+        default="", description="origins of other pages that may call the API from a browser; comma-separated"
+    )
     lease_seconds: float = Field(
         default=15.0, ge=3.0, le=3600.0, description="how long a worker trains on without a word from Redis"
     )
     max_running_jobs: int | None = Field(default=None, ge=1, description="jobs that hold workers at the same time")
     max_running_blocks: int | None = Field(default=None, ge=1, description="tasks that hold workers at the same time")
-    max_jobs_per_key: int | None = Field(default=None, ge=1, description="unfinished jobs of one API key")
+    max_jobs_per_key: int | None = Field(
+        default=None, ge=1, description="unfinished jobs of one project, and in `default` of one of api_key"
+    )
+    data_allow: str | None = Field(
+        default=None,
+        description="what jobs may name as data besides builtin: ones: comma-separated schemes (s3://), prefixes "
+        "(s3://bucket/sets, https://host/) and directories (/data). Unset: what this machine's user could open, where "
+        "no key is asked for; else nothing",
+    )
     webhook_private_hosts: bool = Field(
         default=False, description="webhooks may lead to this machine and its private network"
     )
@@ -78,7 +96,39 @@ class Settings(BaseSettings):
             return ()
         return tuple(filter(None, (key.strip() for key in self.api_key.get_secret_value().split(","))))
 
-    @field_validator("api_key")
+    @property
+    def keys_always_asked_for(self) -> bool:
+        """Whether a request needs a key though none was ever made."""
+        return self.api_key is not None or not _is_loopback(self.host)
+
+    @property
+    def data_rules(self) -> Allowed:
+        """What jobs may name as data."""
+        if self.data_allow is not None:
+            return parse_allowed(self.data_allow)
+        return NOTHING if self.keys_always_asked_for else AT_HOME
+
+    @field_validator("data_allow")
+    @classmethod
+    def _each_a_rule(cls, given: str | None) -> str | None:
+        if given is not None:
+            parse_allowed(given)
+        return given
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """Empty: pages of other origins may not call the API."""
+        return tuple(filter(None, (origin.strip() for origin in self.cors_origins.split(","))))
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _each_an_origin(cls, given: str) -> str:
+        for origin in filter(None, map(str.strip, given.split(","))):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError("each origin is a scheme and a host, say https://ui.example.org; * is none")
+        return given
+
+    @field_validator("api_key", "scrape_key")
     @classmethod
     def _each_long_enough(cls, given: SecretStr | None) -> SecretStr | None:
         if given is not None and any(len(key.strip()) < SHORTEST_KEY for key in given.get_secret_value().split(",")):

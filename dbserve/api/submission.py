@@ -1,6 +1,7 @@
 """The road of a job from the request's body to its plan."""
 
 from collections import OrderedDict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -10,8 +11,10 @@ from starlette.exceptions import HTTPException
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.conversion import with_source
+from dbserve.conversion.sources import POINTER as SOURCE
 from dbserve.datasets import inspect
 from dbserve.datasets.inspection import locate
+from dbserve.datasets.reach import admit
 from dbserve.datasets.shards import shard_version
 from dbserve.jobfile import Format, parse_job
 from dbserve.planner import load_card, plan_job
@@ -93,16 +96,20 @@ class Plans:
 
     def _made(self, spec: JobSpec) -> JobPlan:
         card = load_card(spec.architecture.kind)
-        facts = inspect(spec.data, modality=card.modality, cache_dir=self._settings.cache_dir)
+        settings = self._settings
+        facts = inspect(spec.data, modality=card.modality, cache_dir=settings.cache_dir, allowed=settings.data_rules)
+        if spec.architecture.source is not None:
+            admit(spec.architecture.source, pointer=SOURCE, allowed=settings.data_rules)
         return plan_job(with_source(spec, facts), card, facts)
 
     def _versions(self, spec: JobSpec) -> "_Versions":
         """Which shards there are, and what would differ if their bytes did."""
-        data, cache_dir = spec.data, self._settings.cache_dir
-        train = locate(data.uri, role="train", pointer="/data/uri", cache_dir=cache_dir)
+        data = spec.data
+        find = partial(locate, cache_dir=self._settings.cache_dir, allowed=self._settings.data_rules)
+        train = find(data.uri, role="train", pointer="/data/uri")
         versions = [shard_version(uri, pointer="/data/uri") for uri in train]
         if data.test_uri is not None:
-            test = locate(data.test_uri, role="test", pointer="/data/test_uri", cache_dir=cache_dir)
+            test = find(data.test_uri, role="test", pointer="/data/test_uri")
             versions += [shard_version(uri, pointer="/data/test_uri") for uri in test]
         return versions
 

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
+from dbserve.admission import LOCAL
+from dbserve.datasets.reach import admit, open_local
 from dbserve.errors import ConfigInvalid
 
 POINTER = "/architecture/source"
@@ -13,11 +16,11 @@ MAX_JSON_BYTES = 64 * 1024 * 1024  # of a config or an index
 
 
 def source_directory(uri: str) -> Path:
-    """The local directory that a source names; ConfigInvalid where it is none."""
-    scheme, separator, rest = uri.partition("://")
-    if separator and scheme != "file":
-        raise ConfigInvalid(f"source is a local directory, not {scheme}://: download the network first", POINTER)
-    directory = Path(rest if separator else uri)
+    """The local directory that a source names; ConfigInvalid where it is none, or may not be read."""
+    place = admit(uri, pointer=POINTER)
+    if place.scheme != LOCAL:
+        raise ConfigInvalid(f"source is a local directory, not {place.scheme}://: download the network first", POINTER)
+    directory = Path(place.path)
     try:
         if directory.is_dir():
             return directory
@@ -26,15 +29,22 @@ def source_directory(uri: str) -> Path:
     raise ConfigInvalid(f"there is no directory {directory}", POINTER)
 
 
+def opened(path: Path) -> AbstractContextManager[IO[bytes]]:
+    """A file of a source, wherever its links lead, as far as this process may read that. ConfigInvalid, OSError."""
+    return open_local(admit(str(path), pointer=POINTER), pointer=POINTER)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """An object of a JSON file; ConfigInvalid where it is missing, too large or something else."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        with opened(path) as file:
+            text = file.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
             raise ConfigInvalid(f"{path} is larger than {MAX_JSON_BYTES:,} bytes", POINTER)
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(text)
     except FileNotFoundError as error:
         raise ConfigInvalid(f"{path.parent} holds no {path.name}", POINTER) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigInvalid(f"{path} cannot be read: {error}", POINTER) from error
     if not isinstance(found, dict):
         raise ConfigInvalid(f"{path} holds no JSON object", POINTER)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dbserve.conversion.networks import Source
-from dbserve.conversion.sources import POINTER, read_json
+from dbserve.conversion.sources import POINTER, opened, read_json
 from dbserve.errors import ConfigInvalid
 
 _NAMES = ("model", "diffusion_pytorch_model")  # as transformers and diffusers call their files
@@ -87,7 +87,7 @@ def check_weights(source: Source) -> None:
 def _header(path: Path) -> dict[str, StoredTensor]:
     """Names and shapes of a safetensors file: 8 bytes of length (little-endian), then JSON."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= _MAX_HEADER:
                 raise ConfigInvalid(f"{path} is no safetensors file", POINTER)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from dbserve.admission import Allowed
 from dbserve.contracts.job import DataSpec
 from dbserve.contracts.plan import DataFacts
 from dbserve.datasets import digits
 from dbserve.datasets.images import image_facts
+from dbserve.datasets.reach import admit
 from dbserve.datasets.shards import Role, find_shards
 from dbserve.datasets.text import text_facts
+from dbserve.datasets.vocabulary import TOKENIZER
 from dbserve.errors import ConfigInvalid, DataInvalid
 
 Modality = Literal["images", "text"]
@@ -21,32 +25,36 @@ _KEYS: dict[Modality, tuple[str, ...]] = {
 }
 
 
-def inspect(data: DataSpec, *, modality: Modality, cache_dir: Path) -> DataFacts:
+def inspect(data: DataSpec, *, modality: Modality, cache_dir: Path, allowed: Allowed | None = None) -> DataFacts:
     """What a job's data are, of the modality its architecture is made for.
 
     Of images footers, schema metadata and labels are read, text is read whole, once a shard (see
-    dbserve.datasets.text). `builtin:digits` is written under `cache_dir` first. Raises ConfigInvalid at a key of the
-    other modality, DataInvalid at the key whose data are not as it says, StorageError.
+    dbserve.datasets.text). `builtin:digits` is written under `cache_dir` first. `allowed`: what the job may name; None:
+    what this process may read. Raises ConfigInvalid at a key of the other modality, DataInvalid at the key whose data
+    are not as it says, StorageError.
     """
     _only_keys_of(modality, data)
-    train = locate(data.uri, role="train", pointer="/data/uri", cache_dir=cache_dir)
+    find = partial(locate, cache_dir=cache_dir, allowed=allowed)
+    train = find(data.uri, role="train", pointer="/data/uri")
     test: tuple[str, ...] = ()
     if data.test_uri is not None:
-        test = locate(data.test_uri, role="test", pointer="/data/test_uri", cache_dir=cache_dir)
+        test = find(data.test_uri, role="test", pointer="/data/test_uri")
         if shared := sorted(set(train) & set(test)):
             raise DataInvalid(f"{shared[0]} is both a training shard and a test shard", "/data/test_uri")
+    if data.tokenizer is not None:
+        admit(data.tokenizer, pointer=TOKENIZER, allowed=allowed)
     if modality == "text":
         return text_facts(data, train, test, cache_dir=cache_dir)
     return image_facts(data, train, test)
 
 
-def locate(uri: str, *, role: Role, pointer: str, cache_dir: Path) -> tuple[str, ...]:
+def locate(uri: str, *, role: Role, pointer: str, cache_dir: Path, allowed: Allowed | None = None) -> tuple[str, ...]:
     """The shards behind a uri, `builtin:` ones included. Raises DataInvalid at `pointer`."""
     if uri == digits.URI:
         return digits.digit_shards(cache_dir, pointer=pointer)
     if uri.startswith("builtin:"):
         raise DataInvalid(f"no builtin data set {uri!r}; there is {digits.URI}", pointer)
-    return find_shards(uri, role=role, pointer=pointer)
+    return find_shards(uri, role=role, pointer=pointer, allowed=allowed)
 
 
 def _only_keys_of(modality: Modality, data: DataSpec) -> None:

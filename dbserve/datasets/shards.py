@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from pathlib import PurePosixPath
+from typing import IO, Any, Literal, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
+from dbserve.admission import LOCAL, WEB, Allowed, Location
 from dbserve.datasets.parquet import PARQUET_ERRORS, Shard, parquet_shard
+from dbserve.datasets.reach import admit, open_local
+from dbserve.datasets.web import open_buffered, open_web
 from dbserve.errors import DataInvalid
 
 Role = Literal["train", "test"]
 
-# Object stores and the local disk; not http, ssh or chained protocols, with which a job file could reach anywhere.
-PROTOCOLS = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
-_URL = re.compile(r"^(?P<protocol>[A-Za-z][A-Za-z0-9+.:-]*)://")
 _GLOB = re.compile(r"[*?\[]")
 _VERSION_KEYS = (
     "ETag",
@@ -36,15 +36,19 @@ _NOT: dict[Role, tuple[str, ...]] = {  # what a directory may hold for other end
 }
 
 
-def find_shards(uri: str, *, role: Role, pointer: str) -> tuple[str, ...]:
+def find_shards(uri: str, *, role: Role, pointer: str, allowed: Allowed | None = None) -> tuple[str, ...]:
     """The shards a uri names, sorted: absolute local paths or full urls.
 
     A directory stands for the *.parquet files in it; where their names start with "train-" or "test-", for those of
     `role`. Files of held-out rows (test-, val-, valid-, validation-) are never trained on. Raises DataInvalid at
-    `pointer` when nothing is there.
+    `pointer` when nothing is there, or when any of it may not be read: by `allowed`, else by this process.
     """
-    filesystem, path, protocol = _filesystem(uri, pointer)
+    place = admit(uri, pointer=pointer, allowed=allowed)
+    if place.scheme in WEB:
+        with _explained(f"{uri} cannot be read", pointer), open_web(place, pointer=pointer):
+            return (place.url,)
     with _explained(f"{uri} cannot be read", pointer):
+        filesystem, path = _filesystem(place)
         if filesystem.isfile(path):  # first: a file's name may hold a bracket
             found, empty = [path], ""
         elif _GLOB.search(path):
@@ -57,14 +61,21 @@ def find_shards(uri: str, *, role: Role, pointer: str) -> tuple[str, ...]:
         else:
             found, empty = [], "no such file or directory:"
     if not found:
-        raise DataInvalid(f"{empty} {uri if protocol != 'file' else path}", pointer)
-    return tuple(_absolute(name, protocol) for name in found)
+        raise DataInvalid(f"{empty} {uri if place.scheme != LOCAL else path}", pointer)
+    shards = tuple(_absolute(name, place.scheme) for name in found)
+    for shard in shards:  # links among them may lead elsewhere
+        admit(shard, pointer=pointer, allowed=allowed)
+    return shards
 
 
 def shard_version(uri: str, *, pointer: str) -> dict[str, str]:
     """What changes when the shard's bytes change: its size, and its etag or time of modification."""
-    filesystem, path, _ = _filesystem(uri, pointer)
+    place = admit(uri, pointer=pointer)
     with _explained(f"shard {uri} cannot be read", pointer):
+        if place.scheme in WEB:
+            with open_web(place, pointer=pointer) as file:
+                return {"uri": uri, "size": str(file.size), "version": file.version}
+        filesystem, path = _filesystem(place)
         info = cast("dict[str, object]", filesystem.info(path))
     version = next((f"{key}={info[key]}" for key in _VERSION_KEYS if info.get(key) is not None), "")
     return {"uri": uri, "size": str(info.get("size")), "version": version}
@@ -72,9 +83,8 @@ def shard_version(uri: str, *, pointer: str) -> dict[str, str]:
 
 def read_file(uri: str, *, most: int, pointer: str) -> bytes:
     """A whole file of at most `most` bytes. Raises DataInvalid when it is missing, unreadable or larger."""
-    filesystem, path, _ = _filesystem(uri, pointer)
-    with _explained(f"{uri} cannot be read", pointer), filesystem.open(path, "rb") as stream:
-        content = cast("bytes", stream.read(most + 1))
+    with _explained(f"{uri} cannot be read", pointer), _opened(uri, pointer) as stream:
+        content = stream.read(most + 1)
     if len(content) > most:
         raise DataInvalid(f"{uri} is larger than {most:,} bytes", pointer)
     return content
@@ -82,21 +92,35 @@ def read_file(uri: str, *, most: int, pointer: str) -> bytes:
 
 def absolute_uri(uri: str, *, pointer: str) -> str:
     """The uri from wherever it is read: an absolute local path or a full url."""
-    _, path, protocol = _filesystem(uri, pointer)
-    return _absolute(path, protocol)
+    place = admit(uri, pointer=pointer)
+    return place.path if place.scheme == LOCAL else place.url
 
 
 @contextmanager
 def open_shard(uri: str, *, pointer: str) -> Generator[Shard]:
     """One shard, opened; the footer is read. Raises DataInvalid naming the shard when it is missing or not parquet."""
-    filesystem, path, protocol = _filesystem(uri, pointer)
-    with _explained(f"shard {uri} cannot be read", pointer):
-        if protocol == "file":
-            with parquet_shard(uri, path) as shard:
-                yield shard
-        else:
-            with filesystem.open(path, "rb") as stream, parquet_shard(uri, stream) as shard:
-                yield shard
+    with (
+        _explained(f"shard {uri} cannot be read", pointer),
+        _opened(uri, pointer) as stream,
+        parquet_shard(uri, stream) as shard,
+    ):
+        yield shard
+
+
+@contextmanager
+def _opened(uri: str, pointer: str) -> Generator[IO[bytes]]:
+    """The one way in which anything is opened that a job names."""
+    place = admit(uri, pointer=pointer)
+    if place.scheme == LOCAL:
+        with open_local(place, pointer=pointer) as file:
+            yield file
+    elif place.scheme in WEB:
+        with open_buffered(place, pointer=pointer) as file:
+            yield file
+    else:
+        filesystem, path = _filesystem(place)
+        with filesystem.open(path, "rb") as file:
+            yield file
 
 
 def _of_role(paths: list[str], role: Role) -> list[str]:
@@ -104,23 +128,16 @@ def _of_role(paths: list[str], role: Role) -> list[str]:
     return own or [path for path in paths if not PurePosixPath(path).name.startswith(_NOT[role])]
 
 
-def _filesystem(uri: str, pointer: str) -> tuple[Any, str, str]:
-    """(fsspec file system, path on it, protocol). A uri without a protocol is a local path."""
-    match = _URL.match(uri)
-    if match is None:
-        uri, protocol = str(Path(uri).expanduser().absolute()), "file"
-    else:
-        protocol = match["protocol"].lower()
-    if protocol not in PROTOCOLS:
-        known = ", ".join(f"{name}://" for name in PROTOCOLS)
-        raise DataInvalid(f"cannot read {uri}: give a local path, builtin:digits or one of {known}", pointer)
-    with _explained(f"{uri} cannot be read", pointer):
-        filesystem, path = cast("tuple[Any, str]", fsspec.url_to_fs(uri))  # pyright: ignore[reportUnknownMemberType]
-    return filesystem, path, protocol
+def _filesystem(place: Location) -> tuple[Any, str]:
+    """(fsspec file system, path on it), of this one scheme: fsspec's own reading of a url would follow chains in it."""
+    kind = cast("Any", fsspec.get_filesystem_class(place.scheme))  # pyright: ignore[reportUnknownMemberType]
+    if place.scheme == LOCAL:
+        return kind(), place.path
+    return kind(**kind._get_kwargs_from_urls(place.url)), cast("str", kind._strip_protocol(place.url))
 
 
-def _absolute(path: str, protocol: str) -> str:
-    return path if protocol == "file" else f"{protocol}://{path.lstrip('/')}"
+def _absolute(path: str, scheme: str) -> str:
+    return path if scheme == LOCAL else f"{scheme}://{path.lstrip('/')}"
 
 
 @contextmanager

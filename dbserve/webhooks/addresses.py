@@ -57,12 +57,14 @@ def target_of(url: str) -> Target:
     return Target(parsed.copy_with(fragment=None), host, port or (443 if scheme == "https" else 80))
 
 
-def refusal(address: str, *, private_hosts: bool) -> str | None:
-    """Why nothing may be sent to an address; None: it may. `private_hosts`: the operator allows private ones.
+def refusal(
+    address: str, *, private_hosts: bool, remedy: str = "DBSERVE_WEBHOOK_PRIVATE_HOSTS=true allows it"
+) -> str | None:
+    """Why nothing may be asked of an address; None: it may. `private_hosts`: the operator allows private ones.
 
     Link-local and known metadata addresses are refused in any case: there clouds tell a machine its credentials.
     """
-    parsed = embedded(ipaddress.ip_address(address.partition("%")[0]))
+    parsed = embedded_address(address)
     if parsed.is_link_local or any(parsed in known for known in _METADATA):
         return "is link-local, or a cloud's metadata service"
     if parsed.is_multicast or parsed.is_unspecified or str(parsed) == "255.255.255.255":
@@ -70,13 +72,18 @@ def refusal(address: str, *, private_hosts: bool) -> str | None:
     if private_hosts or _is_public(parsed):
         return None
     kind = "this machine's own" if parsed.is_loopback else "private, or not a public one"
-    return f"is {kind} (DBSERVE_WEBHOOK_PRIVATE_HOSTS=true allows it)"
+    return f"is {kind} ({remedy})"
 
 
 def _is_public(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv4Address):
         return address.is_global and address not in _PROTOCOLS
     return address.is_global and address in _UNICAST
+
+
+def embedded_address(text: str) -> Address:
+    """What an address as text reaches, its zone left out. Raises ValueError when it is none."""
+    return embedded(ipaddress.ip_address(text.partition("%")[0]))
 
 
 def embedded(address: Address) -> Address:

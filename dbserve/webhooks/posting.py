@@ -1,7 +1,6 @@
 """One message over the wire, to an address that was checked. Blocks nobody for longer than TIMEOUT_SECONDS."""
 
 import asyncio
-import socket
 import ssl
 import time
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ import httpx
 
 from dbserve.contracts.webhook import Answer, Delivery, Webhook
 from dbserve.errors import AddressRefused
+from dbserve.pinning import pinned
+from dbserve.pinning import resolve as _resolve
 from dbserve.webhooks.addresses import Target, refusal, target_of
 from dbserve.webhooks.schedule import retry_after_seconds
 from dbserve.webhooks.signing import headers
@@ -89,14 +90,14 @@ class Poster:
         *,
         connect_seconds: float,
     ) -> Answer:
-        named = target.url.netloc.decode("ascii")
+        there = pinned(target.url, address)
         request = client.build_request(
             "POST",
-            target.url.copy_with(host=address),
+            there["url"],
             content=delivery.body.encode(),
-            headers={**headers(webhook, delivery, now=time.time()), "host": named},
+            headers={**headers(webhook, delivery, now=time.time()), **there["headers"]},
             timeout=httpx.Timeout(self._timeout, connect=connect_seconds),
-            extensions={"sni_hostname": target.host},  # the certificate must be the name's, not the address's
+            extensions=there["extensions"],
         )
         response = await client.send(request, stream=True)
         try:
@@ -123,11 +124,6 @@ def _told(error: Exception) -> str:
     if isinstance(error, httpx.RemoteProtocolError):
         said = said.partition(":")[0]
     return f"{type(error).__name__}: {said}"
-
-
-def _resolve(host: str, port: int) -> list[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 @lru_cache(maxsize=1)
