@@ -114,6 +114,55 @@ class TooManyWebhooks(DbserveError):
     code = "too_many_webhooks"
 
 
+class KeyNotFound(DbserveError):
+    """No API key with this id is known."""
+
+    code = "key_not_found"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"API key {key_id!r} is not known")
+
+
+class KeyInvalid(SpecInvalid):
+    """The API key cannot be made as written."""
+
+    code = "key_invalid"
+
+
+class KeyEnded(DbserveError):
+    """The API key was revoked or has expired."""
+
+    code = "key_ended"
+
+
+class TooManyKeys(DbserveError):
+    """The project has as many API keys as it may have; revoke one first."""
+
+    code = "too_many_keys"
+
+
+class ScopeMissing(DbserveError):
+    """The API key may not do this."""
+
+    code = "forbidden_scope"
+
+
+class ProjectForbidden(DbserveError):
+    """The API key belongs to another project."""
+
+    code = "forbidden_project"
+
+
+class RateLimited(DbserveError):
+    """Too many requests within a minute; try again after Retry-After seconds."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds
+
+
 class ReportNotReady(DbserveError):
     """The job has not been evaluated yet."""
 
@@ -133,7 +182,7 @@ class JobTerminal(DbserveError):
 
 
 class QuotaExceeded(DbserveError):
-    """This API key has as many unfinished jobs as it may have; one of them must end first."""
+    """This API key's project has as many unfinished jobs as it may have; one of them must end first."""
 
     code = "quota_exceeded"
 

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, Field, JsonValue
 
 from dbserve.contracts.job import JobSpec
+from dbserve.contracts.key import DEFAULT_PROJECT
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import JobRecord, JobStatus, Progress, Reason, Task
 from dbserve.contracts.work import Work
@@ -55,4 +56,5 @@ class ModelRecord(BaseModel, frozen=True):
     created_at: float
     contract_hash: str
     path: str
+    project: str = DEFAULT_PROJECT  # that of its job
     manifest: dict[str, JsonValue]

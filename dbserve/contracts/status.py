@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, JsonValue
 
 from dbserve.contracts.job import DeadlinesSpec, QueueSpec, RetrySpec
+from dbserve.contracts.key import DEFAULT_PROJECT
 from dbserve.contracts.plan import TaskKind
 from dbserve.contracts.work import BandLoss, Work
 
@@ -367,7 +368,8 @@ class JobRecord(BaseModel, frozen=True):
     architecture: str = ""
     created_at: float
     trace: str = ""  # W3C traceparent of its submission; "" where nothing is traced
-    owner: str = ""  # who submitted it: a digest of the API key; "" where none is asked for
+    project: str = DEFAULT_PROJECT
+    owner: str = ""  # who takes turns with others and has a quota: a project, or a bootstrap key (its digest)
     retry: RetrySpec = RetrySpec()
     deadlines: DeadlinesSpec = DeadlinesSpec()
     queue: QueueSpec = QueueSpec()

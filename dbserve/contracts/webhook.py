@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, SecretStr
 
+from dbserve.contracts.key import DEFAULT_PROJECT
 from dbserve.contracts.status import JobStatus, Reason
 from dbserve.contracts.work import CheckpointStage
 
@@ -37,6 +38,7 @@ class Occurrence(BaseModel, frozen=True):
     at: float  # unix seconds, the store's clock
     job_id: str
     job_name: str
+    project: str = DEFAULT_PROJECT
     labels: dict[str, str] = Field(default_factory=dict[str, str])
     job_status: JobStatus
     task: str | None = None
@@ -85,6 +87,7 @@ class Webhook(BaseModel, frozen=True):
     """A receiver, as the store holds it."""
 
     id: str
+    project: str = DEFAULT_PROJECT  # it is told of this project's jobs alone
     url: str
     events: tuple[Topic, ...]
     description: str = ""

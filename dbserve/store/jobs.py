@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
 from dbserve.contracts.job import JobSpec
+from dbserve.contracts.key import DEFAULT_PROJECT
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.snapshot import JobOutline, JobSnapshot, ListedJob
 from dbserve.contracts.status import (
@@ -104,6 +105,7 @@ class JobStore:
         *,
         idempotency_key: str | None,
         request_digest: str,
+        project: str = DEFAULT_PROJECT,
         owner: str = "",
         quota: int | None = None,
         trace: str = "",
@@ -111,11 +113,11 @@ class JobStore:
         """Stores the job in one transaction; returns it and whether this call made it.
 
         Raises:
-            IdempotencyMismatch: the key came before with another request.
+            IdempotencyMismatch: the key came before in this project with another request.
             QuotaExceeded: the owner has `quota` jobs that have not ended.
         """
         now = time.time()
-        record = new_record(keys.new_job_id(now), spec, plan, owner=owner, now=now, trace=trace)
+        record = new_record(keys.new_job_id(now), spec, plan, project=project, owner=owner, now=now, trace=trace)
         tasks = {task.run.task: task for task in new_tasks(record.id, plan, spec, now=now)}
         fields = {
             "record": brief(record),
@@ -126,7 +128,8 @@ class JobStore:
             "plan": self._packed(plan),
         }
         names = [of(record.id) for of in (keys.job, keys.tasks, keys.events)]
-        names += [keys.JOBS, keys.ACTIVE, keys.idempotency(idempotency_key or ""), keys.owner(owner)]
+        names += [keys.JOBS, keys.ACTIVE, keys.idempotency(project, idempotency_key or ""), keys.owner(owner)]
+        names += [keys.jobs_of(project)]
         request = json.dumps({"digest": request_digest, "job_id": record.id}) if idempotency_key else ""
         values: list[str | int] = [
             *(record.id, event_json(JOB_CREATED, JobStatus.QUEUED, at=now, data={"name": spec.name})),
@@ -137,17 +140,19 @@ class JobStore:
         async with reaching_redis("write"):
             answer = cast("list[Any]", await self._create_job(keys=names, args=values))
         if answer[0] == "full":
-            raise QuotaExceeded(f"{answer[1]} jobs of this API key have not ended; it may have {quota}")
+            raise QuotaExceeded(f"{answer[1]} jobs of this API key's project have not ended; it may have {quota}")
         if answer[0] == "seen":
             return await self.snapshot(_job_of(answer[1], request_digest)), False
         self._remember(record.id, spec, plan)
         outline = JobOutline(record=record, status=JobStatus.QUEUED, tasks=tasks, progress={})
         return in_full(outline, spec, plan), True
 
-    async def recall(self, idempotency_key: str, request_digest: str) -> JobRecord | None:
+    async def recall(
+        self, idempotency_key: str, request_digest: str, *, project: str = DEFAULT_PROJECT
+    ) -> JobRecord | None:
         """The job that this very request made before, if it did. Raises IdempotencyMismatch, as create_job."""
         async with reaching_redis():
-            before = cast(str | None, await self._redis.get(keys.idempotency(idempotency_key)))
+            before = cast(str | None, await self._redis.get(keys.idempotency(project, idempotency_key)))
             if before is None:
                 return None
             raw = await cast(Awaitable[str | None], self._redis.hget(keys.job(json.loads(before)["job_id"]), "record"))
@@ -170,12 +175,14 @@ class JobStore:
     async def list_jobs(
         self,
         *,
+        project: str = DEFAULT_PROJECT,
         limit: int,
         after: str | None = None,
         status: JobStatus | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[list[ListedJob | JobOutline], str | None]:
-        """Newest first, and the cursor of the next page (None: this was the last). Those that run come in full.
+        """A project's, newest first, and the cursor of the next page (None: this was the last). Those that run come in
+        full.
 
         The cursor names the last job seen, so that jobs arriving meanwhile shift nothing.
 
@@ -187,7 +194,7 @@ class JobStore:
         wanted: list[ListedJob] = []
         while True:
             async with reaching_redis():
-                ids = cast(list[str], await self._redis.zrevrangebylex(keys.JOBS, start, "-", 0, size))
+                ids = cast(list[str], await self._redis.zrevrangebylex(keys.jobs_of(project), start, "-", 0, size))
             for listed in await self._outlines.listed(ids):
                 if not matches(listed, status, labels or {}):
                     continue
@@ -197,6 +204,14 @@ class JobStore:
             if len(ids) < size:
                 return await self._those_that_run(wanted), None
             start = f"({ids[-1]}"
+
+    async def project_of(self, job_id: str) -> str:
+        """Never changes. Raises JobNotFound."""
+        async with reaching_redis():
+            raw = await cast(Awaitable[str | None], self._redis.hget(keys.job(job_id), "record"))
+        if raw is None:
+            raise JobNotFound(job_id)
+        return JobRecord.model_validate_json(raw).project
 
     async def outlines(self, ids: Sequence[str]) -> list[JobOutline]:
         """Those of the jobs that exist, in the order of the ids, each a consistent look."""
@@ -340,7 +355,16 @@ class JobStore:
         return known[1]
 
 
-def new_record(job_id: str, spec: JobSpec, plan: JobPlan, *, owner: str, now: float, trace: str = "") -> JobRecord:
+def new_record(
+    job_id: str,
+    spec: JobSpec,
+    plan: JobPlan,
+    *,
+    project: str = DEFAULT_PROJECT,
+    owner: str,
+    now: float,
+    trace: str = "",
+) -> JobRecord:
     return JobRecord(
         id=job_id,
         name=spec.name,
@@ -348,6 +372,7 @@ def new_record(job_id: str, spec: JobSpec, plan: JobPlan, *, owner: str, now: fl
         architecture=plan.contract.architecture,
         created_at=now,
         trace=trace,
+        project=project,
         owner=owner,
         retry=spec.retry,
         deadlines=spec.deadlines,

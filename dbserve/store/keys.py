@@ -21,6 +21,10 @@ COUNTERS = "dbserve:counters"  # hash of numbers that only grow
 WEBHOOKS = "dbserve:webhooks"  # hash: id -> Webhook; absent where there is none
 OUTBOX = "dbserve:webhooks:outbox"  # stream: what webhooks are still to be told of
 EVERY_REQUEST = "dbserve:idempotency:*"
+API_KEYS = "dbserve:keys"  # hash: id -> ApiKey
+API_KEYS_USED = "dbserve:keys:used"  # hash: id -> unix seconds
+API_KEYS_MADE = "dbserve:keys:made"  # set with the first key, and never again removed
+LIMITS = "dbserve:limit"  # counts of requests, by what is limited and the minute
 
 
 def job(job_id: str) -> str:
@@ -65,12 +69,27 @@ def logs(job_id: str) -> str:
     return f"dbserve:job:{job_id}:logs"
 
 
-def idempotency(key: str) -> str:
-    return f"dbserve:idempotency:{hashlib.sha256(key.encode()).hexdigest()}"
+def jobs_of(project: str) -> str:
+    """As JOBS, of one project."""
+    return f"dbserve:project:{project}:jobs"
+
+
+def models_of(project: str) -> str:
+    """As MODELS, of one project."""
+    return f"dbserve:project:{project}:models"
+
+
+def audit(project: str) -> str:
+    """Stream of AuditEntry; that of "*" has what belongs to no project."""
+    return f"dbserve:audit:{project}"
+
+
+def idempotency(project: str, key: str) -> str:
+    return f"dbserve:idempotency:{project}:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def owner(name: str) -> str:
-    """Set: ids of the jobs that count against an API key's quota; those that have ended go when it is next asked."""
+    """Set: ids of the jobs that count against a quota; those that have ended go when it is next asked."""
     return f"dbserve:owner:{name}"
 
 

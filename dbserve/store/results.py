@@ -6,9 +6,10 @@ from typing import cast
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
+from dbserve.contracts.key import DEFAULT_PROJECT
 from dbserve.contracts.report import Report
 from dbserve.contracts.snapshot import ModelRecord
-from dbserve.contracts.status import Run
+from dbserve.contracts.status import JobRecord, Run
 from dbserve.errors import JobNotFound, ModelNotFound, ReportNotReady, StaleRun
 from dbserve.store import keys
 from dbserve.store.codec import packed, unpacked
@@ -23,7 +24,7 @@ class Results:
 
     async def save_report(self, run: Run, report: Report) -> None:
         """Raises StaleRun when the evaluating attempt was given up."""
-        await self._fenced(run, lambda pipe: pipe.hset(keys.job(run.job_id), "report", packed(report)))
+        await self._fenced(run, lambda pipe, _: pipe.hset(keys.job(run.job_id), "report", packed(report)))
 
     async def report(self, job_id: str) -> Report:
         """Raises JobNotFound, or ReportNotReady before the evaluation has ended."""
@@ -40,9 +41,10 @@ class Results:
     async def save_model(self, run: Run, model: ModelRecord) -> None:
         """Raises StaleRun when the assembling attempt was given up."""
 
-        def write(pipe: Pipeline) -> None:
-            pipe.set(keys.model(model.id), packed(model))
+        def write(pipe: Pipeline, job: JobRecord) -> None:
+            pipe.set(keys.model(model.id), packed(model.model_copy(update={"project": job.project})))
             pipe.zadd(keys.MODELS, {model.id: 0})
+            pipe.zadd(keys.models_of(job.project), {model.id: 0})
 
         await self._fenced(run, write)
 
@@ -54,23 +56,26 @@ class Results:
             raise ModelNotFound(model_id)
         return unpacked(ModelRecord, raw)
 
-    async def list_models(self, *, limit: int, after: str | None = None) -> tuple[list[ModelRecord], str | None]:
-        """Newest first, and the cursor of the next page. Raises ConfigInvalid for a foreign cursor."""
+    async def list_models(
+        self, *, project: str = DEFAULT_PROJECT, limit: int, after: str | None = None
+    ) -> tuple[list[ModelRecord], str | None]:
+        """A project's, newest first, and the cursor of the next page. Raises ConfigInvalid for a foreign cursor."""
         start = "+" if after is None else f"({keys.open_cursor(after)}"
         async with reaching_redis():
-            ids = cast(list[str], await self._redis.zrevrangebylex(keys.MODELS, start, "-", 0, limit + 1))
+            ids = cast(list[str], await self._redis.zrevrangebylex(keys.models_of(project), start, "-", 0, limit + 1))
             page = [keys.model(model_id) for model_id in ids[:limit]]
             raws = cast(list[str | None], await self._redis.mget(page)) if page else []
         models = [unpacked(ModelRecord, raw) for raw in raws if raw is not None]
         return models, keys.make_cursor(ids[limit - 1]) if len(ids) > limit else None
 
-    async def _fenced(self, run: Run, write: Callable[[Pipeline], object]) -> None:
+    async def _fenced(self, run: Run, write: Callable[[Pipeline, JobRecord], object]) -> None:
         async def attempt(pipe: Pipeline) -> None:
-            current = (await read_job(pipe, run.job_id)).tasks[run.task]
+            seen = await read_job(pipe, run.job_id)
+            current = seen.tasks[run.task]
             if current.run != run:
                 raise StaleRun(f"{run} was given up; {current.run} is current")
             pipe.multi()
-            write(pipe)
+            write(pipe, seen.record)
             await pipe.execute()
 
         await transaction(self._redis, [keys.tasks(run.job_id), keys.job(run.job_id)], attempt)

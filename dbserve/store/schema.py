@@ -1,7 +1,11 @@
 """Which schema a Redis holds, whether it can be trusted with one, and how an older one becomes ours.
 
 1: tasks without resources, place and budgets; spec and plan as plain JSON; no revisions.
-2: this version's. Values of the first are still read, so an upgrade that was cut short is simply run again.
+2: no projects.
+3: this version's: jobs and models are listed by project, and requests remembered by it; what was there is `default`'s.
+   An older version knows no projects, would show anything to anybody, and so must not read this one.
+
+Values of older ones are still read, so an upgrade that was cut short is simply run again.
 """
 
 import json
@@ -14,6 +18,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 from dbserve.contracts.job import JobSpec
+from dbserve.contracts.key import DEFAULT_PROJECT
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.status import Intent, JobRecord, Reason, Task
 from dbserve.errors import StoreUnavailable
@@ -23,8 +28,8 @@ from dbserve.store.codec import brief, packed, unpacked
 from dbserve.store.connection import reaching_redis, saying_unavailable, transaction
 from dbserve.store.lease import Lease
 
-SCHEMA = "2"
-UPGRADABLE = ("1",)
+SCHEMA = "3"
+UPGRADABLE = ("1", "2")
 UPGRADE_SECONDS = 60.0  # how long another process's upgrade is left alone before it is taken for dead
 EVICTING = "Redis evicts data when memory is short (maxmemory-policy {policy}), and a job could be lost: set noeviction"
 
@@ -80,11 +85,14 @@ class Schema:
             raise StoreUnavailable("another process is upgrading what Redis holds; try again when it is done")
         async with reaching_redis():
             ids = cast(list[str], await self._redis.zrange(keys.JOBS, 0, -1))  # pyright: ignore[reportUnknownMemberType]
-        await self._renew_requests()
-        for job_id in ids:
+        await self._renew_requests(of_first_schema=schema == "1")
+        for job_id in ids if schema == "1" else ():
             await self._upgrade_job(job_id)
             if not await lease.hold(holder, ttl_seconds=UPGRADE_SECONDS):
                 raise StoreUnavailable("another process took the upgrade over")
+        async with reaching_redis("write"):  # of sorted sets whose members all have the same score: copies
+            await self._redis.zunionstore(keys.jobs_of(DEFAULT_PROJECT), [keys.JOBS])
+            await self._redis.zunionstore(keys.models_of(DEFAULT_PROJECT), [keys.MODELS])
         async with reaching_redis():
             await self._redis.set(keys.SCHEMA_KEY, SCHEMA)
         await lease.drop(holder)
@@ -125,11 +133,19 @@ class Schema:
 
         await transaction(self._redis, [keys.job(job_id), keys.tasks(job_id)], attempt)
 
-    async def _renew_requests(self) -> None:
-        """A repeated request is known by the digest of its spec, and the spec has more fields now."""
+    async def _renew_requests(self, *, of_first_schema: bool) -> None:
+        """A repeated request is known in its project; and by the digest of its spec, which has more fields than in the
+        first schema."""
         async with reaching_redis():
             every = cast(AsyncIterator[str], self._redis.scan_iter(match=keys.EVERY_REQUEST))  # pyright: ignore[reportUnknownMemberType]
-            for key in [key async for key in every]:
+            for found in [key async for key in every]:
+                key = found
+                if key.count(":") == keys.EVERY_REQUEST.count(":"):
+                    key = keys.EVERY_REQUEST.replace("*", f"{DEFAULT_PROJECT}:{found.rpartition(':')[2]}")
+                    if not await self._redis.renamenx(found, key):
+                        await self._redis.delete(found)
+                if not of_first_schema:
+                    continue
                 raw = cast(str | None, await self._redis.get(key))
                 known: dict[str, str] = json.loads(raw) if raw else {}
                 spec = await cast(Awaitable[str | None], self._redis.hget(keys.job(known.get("job_id", "")), "spec"))

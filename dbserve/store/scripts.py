@@ -5,7 +5,8 @@ Each may run twice: a connection that is lost after the script ran is opened aga
 
 # A job and what goes with it, or nothing: {'seen', value} of an idempotency key that made a job which is still there;
 # {'full', count} of an owner's unfinished jobs, where that reaches the quota; {'made'}.
-# KEYS: the job's hash, its tasks, its events, the jobs, the active ones, the idempotency key, the owner's jobs
+# KEYS: the job's hash, its tasks, its events, the jobs, the active ones, the idempotency key, the owner's jobs,
+#       the project's jobs
 # ARGV: id, event, idempotency value ('': none), its seconds, quota ('': none), number of fields,
 #       fields and values of the hash, names and values of the tasks
 CREATE_JOB = """
@@ -33,6 +34,7 @@ redis.call('HSET', KEYS[1], unpack(ARGV, 7, 6 + 2 * fields))
 redis.call('HSET', KEYS[2], unpack(ARGV, 7 + 2 * fields))
 redis.call('XADD', KEYS[3], '*', 'event', ARGV[2])
 redis.call('ZADD', KEYS[4], 0, ARGV[1])
+redis.call('ZADD', KEYS[8], 0, ARGV[1])
 redis.call('SADD', KEYS[5], ARGV[1])
 if ARGV[3] ~= '' then redis.call('SET', KEYS[6], ARGV[3], 'EX', ARGV[4]) end
 return {'made'}

@@ -22,7 +22,7 @@ from dbserve.webhooks.signing import delivery_of
 
 log = logging.getLogger(__name__)
 
-MOST_WEBHOOKS = 50
+MOST_WEBHOOKS = 50  # of one project
 MOST_WAITING = 1000  # messages of one webhook: to a receiver that is down for long, later ones are not kept
 ATTEMPTS_KEPT = 50  # of one webhook
 AT_ONCE = 100  # occurrences taken out of the outbox in one transaction
@@ -41,7 +41,8 @@ class Webhooks:
         """Harmless to repeat. Raises TooManyWebhooks."""
 
         async def attempt(pipe: Pipeline) -> None:
-            others = set(await cast(Awaitable[list[str]], pipe.hkeys(keys.WEBHOOKS))) - {webhook.id}
+            known = _parsed(await cast(Awaitable[list[str]], pipe.hvals(keys.WEBHOOKS)))
+            others = [other for other in known if other.project == webhook.project and other.id != webhook.id]
             if len(others) >= MOST_WEBHOOKS:
                 raise TooManyWebhooks(f"there are {len(others)} webhooks, and may be {MOST_WEBHOOKS}")
             pipe.multi()
@@ -51,7 +52,7 @@ class Webhooks:
         await transaction(self._redis, [keys.WEBHOOKS], attempt)
 
     async def all(self) -> list[Webhook]:
-        """Oldest first."""
+        """Of every project, oldest first."""
         async with reaching_redis():
             raws = await cast(Awaitable[list[str]], self._redis.hvals(keys.WEBHOOKS))
         return _parsed(raws)
@@ -181,8 +182,9 @@ def _occurrence(fields: Mapping[str, str]) -> Occurrence | None:
 
 
 def _wants(webhook: Webhook, occurrence: Occurrence) -> bool:
-    """What happened before a webhook was made is not its business."""
-    return occurrence.topic in webhook.events and occurrence.at >= webhook.created_at
+    """What happened before a webhook was made, or in another project, is not its business."""
+    ours = occurrence.project == webhook.project
+    return ours and occurrence.topic in webhook.events and occurrence.at >= webhook.created_at
 
 
 def _message_id(entry_id: str) -> str:

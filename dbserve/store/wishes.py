@@ -152,6 +152,7 @@ class Wishes:
                 *(keys.course(job_id, name) for name in seen.tasks),
             )
             pipe.zrem(keys.JOBS, job_id)
+            pipe.zrem(keys.jobs_of(seen.record.project), job_id)
             pipe.zrem(keys.FINISHED, job_id)
             pipe.srem(keys.ACTIVE, job_id)
             if seen.record.owner:

@@ -49,6 +49,7 @@ def occurrences(
                 "at": at,
                 "job_id": record.id,
                 "job_name": record.name,
+                "project": record.project,
                 "labels": record.labels,
                 "job_status": status,
                 **more,

@@ -20,10 +20,14 @@ FIXED = {
     keys.WEBHOOKS,
     keys.OUTBOX,
     keys.COUNTERS,
+    keys.API_KEYS,
+    keys.API_KEYS_USED,
+    keys.API_KEYS_MADE,
 }
+OF_A_PROJECT = re.compile(r"dbserve:(project:[a-z0-9-]+:(jobs|models)|audit:([a-z0-9-]+|\*))")
 OF_A_JOB = re.compile(r"dbserve:job:(\w+)(:tasks|:progress|:events|:logs|:course:[\w-]+)?")
 OF_A_WEBHOOK = re.compile(r"dbserve:webhook:(\w+):(pending|due|attempts)")
-EXPIRING = re.compile(r"dbserve:(idempotency|lease):.*")
+EXPIRING = re.compile(r"dbserve:(idempotency|lease|limit)[:/].*")
 
 
 def leaks(socket: Path) -> list[str]:
@@ -40,8 +44,8 @@ def leaks(socket: Path) -> list[str]:
         webhook = OF_A_WEBHOOK.fullmatch(key)
         if webhook is not None and not client.hexists(keys.WEBHOOKS, webhook[1]):
             found.append(f"{key} belongs to no webhook")
-        of_another = EXPIRING.fullmatch(key) or re.fullmatch(r"dbserve:(model|owner):\w+", key)
-        known = key in FIXED or job or webhook or of_another
+        of_another = EXPIRING.fullmatch(key) or re.fullmatch(r"dbserve:(model|owner):[\w-]+", key)
+        known = key in FIXED or OF_A_PROJECT.fullmatch(key) or job or webhook or of_another
         if not known:
             found.append(f"{key} is no key of ours")
     client.close()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dbserve.errors import IdempotencyMismatch, StoreUnavailable
 from dbserve.jobfile import parse_job
 from dbserve.store import JobStore, keys
 from dbserve.store.schema import SCHEMA
-from tests.jobs import small_spec
+from tests.jobs import small_plan, small_spec
 
 FIRST = json.loads((Path(__file__).parent / "fixtures" / "schema_1.json").read_text())
 JOBS: dict[str, str] = FIRST["jobs"]
@@ -143,3 +144,34 @@ def evicting(redis_url: str) -> Iterator[None]:
 async def test_a_redis_that_evicts_is_not_trusted_with_jobs(store: JobStore) -> None:
     with pytest.raises(StoreUnavailable, match="noeviction"):
         await store.ping()
+
+
+async def test_what_was_there_before_projects_is_the_default_projects(first: JobStore, redis: Redis) -> None:
+    await first.schema.upgrade()
+    jobs, _ = await first.list_jobs(limit=100)
+    assert {job.record.id for job in jobs} == {job_id for name, job_id in JOBS.items() if name != "deleted"}
+    assert {job.record.project for job in jobs} == {"default"}
+    models, _ = await first.results.list_models(limit=100)
+    assert [model.job_id for model in models] == [JOBS["succeeded"]]
+
+
+async def test_the_second_schema_is_upgraded_to_one_with_projects(store: JobStore, redis: Redis) -> None:
+    spec = small_spec()
+    made, _ = await store.create_job(spec, small_plan(spec), idempotency_key="k", request_digest="d")
+    job_id = made.record.id
+    # as the second schema had it
+    await redis.delete(keys.jobs_of("default"))
+    await redis.rename(keys.idempotency("default", "k"), f"dbserve:idempotency:{sha256(b'k').hexdigest()}")
+    await redis.set(keys.SCHEMA_KEY, "2")
+    with pytest.raises(StoreUnavailable, match="being upgraded"):
+        await store.ping()
+    assert await store.schema.upgrade() == 1
+    jobs, _ = await store.list_jobs(limit=100)
+    assert [job.record.id for job in jobs] == [job_id]
+    found = await store.recall("k", "d")
+    assert found is not None
+    assert found.id == job_id
+    assert 0 < await redis.ttl(keys.idempotency("default", "k")) <= 24 * 3600
+    await redis.set(keys.SCHEMA_KEY, "2")
+    assert await store.schema.upgrade() == 1, "it is run once more where it was cut short"
+    assert await store.recall("k", "d") is not None
