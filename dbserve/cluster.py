@@ -55,11 +55,12 @@ class RayCluster:
             raise ClusterUnavailable(f"no Ray cluster at {settings.ray_address}: {error}") from error
         identity = ray.get_runtime_context().worker.node.session_name
         config = WorkerConfig(
-            redis_url=settings.redis_url,
+            redis_url=settings.redis.told(),
             artifacts=settings.artifacts,
             cache_dir=settings.cache_dir,
             lease_seconds=settings.lease_seconds,
             otlp_endpoint=settings.otlp_endpoint,
+            data_allow=str(settings.data_rules),
         )
         return cls(identity, config)
 

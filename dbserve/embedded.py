@@ -20,6 +20,7 @@ from urllib.parse import quote
 import httpx
 
 from dbserve.artefacts import open_artefacts
+from dbserve.contracts.access import RedisAccess
 from dbserve.errors import StartupRefused
 from dbserve.processes import STOP_SECONDS, Child, wait_until_ready, watch
 from dbserve.settings import Settings, refuse_open_door
@@ -29,6 +30,9 @@ LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
 RAY_PREFIX = "dbserve-ray-"
 LAST_SAVE_SECONDS = 20.0  # that workers get for their last checkpoints when the service stops
 WORKER = b"ray::BlockActor"  # how the processes of workers.actor.BlockActor are named
+_WITHOUT_CREDENTIALS = dict.fromkeys(
+    ("redis_username", "redis_password", "redis_ca_file", "redis_cert_file", "redis_key_file")
+)
 RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # under Ray's temporary directory
 
 
@@ -93,9 +97,13 @@ def serve_embedded(
 
         try:
             if redis_url is None:
+                settings = settings.model_copy(update=_WITHOUT_CREDENTIALS)  # they are another Redis'
+                for variable in RedisAccess.variables():
+                    environment.pop(variable, None)
                 redis_url, command = _redis_command(data_dir, stack)
                 redis = start(Child("redis", command, environment, logs / "redis.log", keeps_open=[lock]))
                 wait_until_ready(redis, lambda: _redis_answers(redis_url))
+            environment["DBSERVE_REDIS_URL"] = redis_url  # of the workers too, whatever ours says
             if ray_address is None:
                 environment |= _ray_environment(data_dir)
                 ray_address, command = _ray_command(data_dir, stack, num_cpus)

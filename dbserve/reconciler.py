@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from dbserve.artefacts import Artefacts, job_directory, open_artefacts
@@ -61,13 +62,16 @@ class Reconciler:
         limits: Limits | None = None,
         deliverer: Deliverer | None = None,
         tracer: Tracer = UNTRACED,
+        alive_file: Path | None = None,
     ) -> None:
+        """`alive_file` is touched at every turn, the lease held or not: where it grows old, something hangs."""
         self._store = store
         self._cluster = cluster
         self._artefacts = artefacts
         self._limits = limits or Limits()
         self._deliverer = deliverer
         self._tracer = tracer
+        self._alive_file = alive_file
         self._holder = uuid.uuid4().hex
         self._held_at = float("-inf")  # monotonic seconds: when the lease was last taken or renewed
         self._asked: set[Run] = set()  # workers that we asked the cluster for; what others asked for may be lost
@@ -104,6 +108,8 @@ class Reconciler:
                     raise
             except DbserveError as error:
                 log.warning("%s: %s", error.code, error)
+            if self._alive_file is not None:
+                self._alive_file.touch()
             try:
                 await asyncio.wait_for(stopping.wait(), TICK_SECONDS)
             except TimeoutError:
@@ -254,7 +260,7 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     adopt("ray")
 
     tracer = open_tracer(settings.otlp_endpoint, "reconciler")
-    store = JobStore.from_url(settings.redis_url)
+    store = JobStore.at(settings.redis)
     if upgraded := await store.schema.upgrade():
         log.info("upgraded %d jobs to this version's schema", upgraded)
     await store.ping()
@@ -271,9 +277,16 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     try:
         artefacts = open_artefacts(settings.artifacts)
         deliverer = Deliverer(store, Poster(private_hosts=settings.webhook_private_hosts))
-        await Reconciler(store, cluster, artefacts, limits=limits_of(settings), deliverer=deliverer, tracer=tracer).run(
-            stopping
+        reconciler = Reconciler(
+            store,
+            cluster,
+            artefacts,
+            limits=limits_of(settings),
+            deliverer=deliverer,
+            tracer=tracer,
+            alive_file=settings.alive_file,
         )
+        await reconciler.run(stopping)
     finally:
         tracer.flush()
         await store.aclose()

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dbserve.admission import AT_HOME, NOTHING, Allowed, parse_allowed
+from dbserve.contracts.access import RedisAccess
 from dbserve.errors import StartupRefused
 
 PREFIX = "DBSERVE_"
@@ -25,6 +26,13 @@ class Settings(BaseSettings):
     )
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL")
+    redis_username: str | None = Field(default=None, description="user of Redis' ACL")
+    redis_password: SecretStr | None = Field(
+        default=None, description="beside the URL rather than in it: then workers are not told it, and need their own"
+    )
+    redis_ca_file: Path | None = Field(default=None, description="PEM: who signs the certificate of rediss://")
+    redis_cert_file: Path | None = Field(default=None, description="PEM: our certificate, where Redis asks for one")
+    redis_key_file: Path | None = Field(default=None, description="PEM: its key")
     ray_address: str = Field(default="auto", description="address of the Ray cluster; auto: the one on this machine")
     ray_auth_token_path: Path | None = Field(default=None, description="file that holds the cluster's token")
     artifacts: str = Field(
@@ -65,6 +73,9 @@ class Settings(BaseSettings):
     webhook_private_hosts: bool = Field(
         default=False, description="webhooks may lead to this machine and its private network"
     )
+    alive_file: Path | None = Field(
+        default=None, description="file that the reconciler touches at every turn; probes look how old it is"
+    )
     otlp_endpoint: str | None = Field(
         default=None,
         pattern="^https?://[^/]+",
@@ -83,11 +94,20 @@ class Settings(BaseSettings):
             return location
         return str(Path(location).expanduser().absolute())
 
-    @field_validator("cache_dir", "ray_auth_token_path")
+    @field_validator("cache_dir", "ray_auth_token_path", "redis_ca_file", "redis_cert_file", "redis_key_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """Workers run in other directories than the one this process was started in."""
         return path and path.expanduser().absolute()
+
+    @property
+    def redis(self) -> RedisAccess:
+        """How this process reaches Redis."""
+        files = (self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
+        password = self.redis_password.get_secret_value() if self.redis_password else None
+        return RedisAccess(
+            self.redis_url, self.redis_username, password, *(str(file) if file else None for file in files)
+        )
 
     @property
     def api_keys(self) -> tuple[str, ...]:

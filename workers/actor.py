@@ -15,12 +15,15 @@ from typing import NoReturn
 
 import ray
 
+from dbserve.admission import parse_allowed
 from dbserve.artefacts import model_directory, open_artefacts
 from dbserve.cancellation import end
+from dbserve.contracts.access import RedisAccess
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import TRAINED, JobPlan, TaskKind
 from dbserve.contracts.snapshot import ModelRecord
 from dbserve.contracts.status import CheckpointRef, Crashed, Finished, Reason, Run, Started, Task, TaskState
+from dbserve.datasets.reach import limit_reach
 from dbserve.errors import CheckpointInvalid, IllegalTransition, JobNotFound, StaleRun, StorageError, StoreUnavailable
 from dbserve.failpoints import failpoint
 from dbserve.lifecycle import backoff_seconds
@@ -45,11 +48,12 @@ SPANS = {TaskKind.ASSEMBLY: "assemble", TaskKind.EVALUATION: "evaluate"}  # what
 class WorkerConfig:
     """What every worker of a cluster is told."""
 
-    redis_url: str
+    redis_url: str  # unless the worker's own environment says otherwise (RedisAccess.here)
     artifacts: str  # a directory that every node sees, or a URI
     cache_dir: Path
     lease_seconds: float = 15.0
     otlp_endpoint: str | None = None  # where spans go; None: nothing is traced
+    data_allow: str | None = None  # what jobs may name as data; None: what this machine's user could open
 
 
 class BlockWorker:
@@ -61,9 +65,12 @@ class BlockWorker:
         self._cpus = cpus
         self._gpus = gpus
         self._termination = termination
-        self._store = JobStore.from_url(config.redis_url)
+        access = RedisAccess.here(config.redis_url, os.environ)
+        self._store = JobStore.at(access)
         self._artefacts = open_artefacts(config.artifacts)
-        self._logs = LogBuffer(run, known_secrets(os.environ, config.redis_url, config.artifacts))
+        self._logs = LogBuffer(run, known_secrets(os.environ, access.url, config.artifacts))
+        if config.data_allow is not None:  # asked again, where the data are opened
+            limit_reach(parse_allowed(config.data_allow), own=config.cache_dir)
         self._tracer: Tracer = UNTRACED
         self._span: Span = NO_SPAN  # of the attempt
 
@@ -132,13 +139,13 @@ class BlockWorker:
             await working
         except Interrupted:
             if pulse.preempted:
-                await self._tell_preempted(f"SIGTERM: a last checkpoint at step {account.step}")
+                await self._tell_preempted(f"{pulse.preempted_by}: a last checkpoint at step {account.step}")
             raise
         except StorageError as unsaved:
             if not pulse.preempted:
                 raise
             log.warning("stopped without a last checkpoint: %s", unsaved)
-            await self._tell_preempted(f"SIGTERM: no last checkpoint ({self._why(unsaved)})")
+            await self._tell_preempted(f"{pulse.preempted_by}: no last checkpoint ({self._why(unsaved)})")
         finally:
             await end(cut_short, heart)
 
@@ -252,7 +259,7 @@ class BlockWorker:
         """For a thread that cannot be interrupted, and that will ask for no orders before long."""
         if pulse.preempted:
             when = "before the first step" if task.kind in TRAINED else f"during the {task.kind}"
-            await self._tell_preempted(f"SIGTERM {when}")
+            await self._tell_preempted(f"{pulse.preempted_by}, {when}")
         log.info("stopped: %s ends at once", self._run)
         await self._end_span("stopped")
         await self._ship()

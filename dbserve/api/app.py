@@ -33,7 +33,7 @@ def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
     Raises ConfigInvalid for an unusable redis_url, StartupRefused where traces are asked for and cannot be made.
     """
     tracer = open_tracer(settings.otlp_endpoint, "api")
-    opened = store or JobStore.from_url(settings.redis_url, timeout=REDIS_TIMEOUT_SECONDS)
+    opened = store or JobStore.at(settings.redis, timeout=REDIS_TIMEOUT_SECONDS)
     services = Services(settings, opened, tracer=tracer)
 
     @asynccontextmanager

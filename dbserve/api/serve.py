@@ -8,6 +8,7 @@ from collections.abc import Callable
 import uvicorn
 
 from dbserve.api.app import create_app
+from dbserve.datasets.reach import limit_reach
 from dbserve.errors import StartupRefused
 from dbserve.garbage import collect_less_often
 from dbserve.logs import configure
@@ -24,6 +25,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None] = print) -> Non
     """
     refuse_open_door(settings)
     configure(settings)
+    limit_reach(settings.data_rules, own=settings.cache_dir)
     app = create_app(settings)
     collect_less_often()
     with contextlib.closing(_listen(settings.host, settings.port)) as listener:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from dbserve.contracts.access import RedisAccess
 from dbserve.contracts.status import Intent, JobRecord, Task
 from dbserve.errors import ConfigInvalid, JobNotFound, StoreSilent, StoreUnavailable
 from dbserve.store import keys
@@ -27,17 +28,21 @@ _TASKS = TypeAdapter(list[Task])
 CONNECTIONS = 100  # of one process
 
 
-def open_redis(url: str, *, timeout: float = 5.0) -> Redis:
+def open_redis(access: RedisAccess, *, timeout: float = 5.0) -> Redis:
     """`redis://`, `rediss://` or `unix://`. One repeat on a dropped connection, none on a time-out.
 
     At most CONNECTIONS of them: in a burst of requests some wait for their turn; the driver's own pool refuses them.
+    By TLS the server's certificate must be good, and its host's.
 
     Raises:
-        ConfigInvalid: the url is not one of these.
+        ConfigInvalid: the url is not one of these, or files of TLS are given and the url does not ask for TLS.
     """
+    encrypted = access.url.startswith("rediss://")
+    if not encrypted and (access.ca_file or access.cert_file or access.key_file):
+        raise ConfigInvalid("certificates are given, but the Redis url asks for no TLS: write rediss://")
     try:
         pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
-            url,
+            access.url,
             max_connections=CONNECTIONS,
             timeout=timeout,
             decode_responses=True,
@@ -46,9 +51,26 @@ def open_redis(url: str, *, timeout: float = 5.0) -> Redis:
             socket_connect_timeout=2.0,
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
+        # what is set beside the url wins over what is in it
+        pool.connection_kwargs.update(_credentials(access) | (_certificates(access) if encrypted else {}))
         return Redis.from_pool(pool)
     except ValueError as error:
         raise ConfigInvalid(f"not a Redis url: {error}") from error
+
+
+def _credentials(access: RedisAccess) -> dict[str, Any]:
+    given = {"username": access.username, "password": access.password}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _certificates(access: RedisAccess) -> dict[str, Any]:
+    return {
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True,
+        "ssl_ca_certs": access.ca_file,
+        "ssl_certfile": access.cert_file,
+        "ssl_keyfile": access.key_file,
+    }
 
 
 Operation = Literal["read", "write", "transaction"]
@@ -112,7 +134,7 @@ class Seen:
 
 async def read_job(pipe: Pipeline, job_id: str) -> Seen:
     """A job inside a transaction that watches its keys, in one round trip. Raises JobNotFound."""
-    answer = await pipe.eval(READ_JOB, 3, keys.tasks(job_id), keys.job(job_id), keys.WEBHOOKS)
+    answer = await pipe.eval(READ_JOB, 3, keys.tasks(job_id), keys.job(job_id), keys.WEBHOOK_IDS)
     raw_tasks, (record, intent), (seconds, microseconds), webhooks = answer
     if record is None or not raw_tasks:
         raise JobNotFound(job_id)

@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
+from dbserve.contracts.access import RedisAccess
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.key import DEFAULT_PROJECT
 from dbserve.contracts.plan import JobPlan
@@ -29,7 +30,9 @@ from dbserve.contracts.status import (
 from dbserve.errors import IdempotencyMismatch, JobNotFound, QuotaExceeded, StaleRun
 from dbserve.lifecycle import advance, new_tasks, standing
 from dbserve.store import keys
+from dbserve.store.api_keys import ApiKeys
 from dbserve.store.attempts import retire, sums_so_far
+from dbserve.store.audit import AuditLog
 from dbserve.store.codec import brief, packed, unpacked
 from dbserve.store.connection import clock, open_redis, reaching_redis, read_job, transaction
 from dbserve.store.counters import Counted, Counters, observe
@@ -38,6 +41,8 @@ from dbserve.store.history import JOB_CREATED, History, close_if_ended, event_js
 from dbserve.store.lease import Lease
 from dbserve.store.outbox import announce
 from dbserve.store.outlines import Outlines
+from dbserve.store.ownership import Ownership
+from dbserve.store.rates import Rates
 from dbserve.store.results import Results
 from dbserve.store.schema import Schema
 from dbserve.store.scripts import CREATE_JOB, RECORD_PROGRESS
@@ -71,13 +76,22 @@ class JobStore:
         self.lease = Lease(redis, keys.LEASE)  # of the one reconciler that acts
         self.wishes = Wishes(redis)
         self.webhooks = Webhooks(redis)
+        self.api_keys = ApiKeys(redis)
+        self.audit = AuditLog(redis)
+        self.rates = Rates(redis)
+        self.ownership = Ownership(redis)
         self.schema = Schema(redis)
         self._outlines = Outlines(redis)
 
     @classmethod
-    def from_url(cls, url: str, *, timeout: float = 5.0) -> Self:
+    def at(cls, access: RedisAccess, *, timeout: float = 5.0) -> Self:
         """Raises ConfigInvalid unless the url is `redis://`, `rediss://` or `unix://`. Connects on first use."""
-        return cls(open_redis(url, timeout=timeout))
+        return cls(open_redis(access, timeout=timeout))
+
+    @classmethod
+    def from_url(cls, url: str, *, timeout: float = 5.0) -> Self:
+        """The same, of a url that says everything."""
+        return cls.at(RedisAccess(url), timeout=timeout)
 
     async def aclose(self) -> None:
         await self._redis.aclose()
@@ -181,8 +195,7 @@ class JobStore:
         status: JobStatus | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[list[ListedJob | JobOutline], str | None]:
-        """A project's, newest first, and the cursor of the next page (None: this was the last). Those that run come in
-        full.
+        """A project's, newest first; the cursor of the next page (None: this was the last). Those that run come in full.
 
         The cursor names the last job seen, so that jobs arriving meanwhile shift nothing.
 
@@ -204,14 +217,6 @@ class JobStore:
             if len(ids) < size:
                 return await self._those_that_run(wanted), None
             start = f"({ids[-1]}"
-
-    async def project_of(self, job_id: str) -> str:
-        """Never changes. Raises JobNotFound."""
-        async with reaching_redis():
-            raw = await cast(Awaitable[str | None], self._redis.hget(keys.job(job_id), "record"))
-        if raw is None:
-            raise JobNotFound(job_id)
-        return JobRecord.model_validate_json(raw).project
 
     async def outlines(self, ids: Sequence[str]) -> list[JobOutline]:
         """Those of the jobs that exist, in the order of the ids, each a consistent look."""

@@ -56,13 +56,13 @@ class Schema:
             async with saying_unavailable():  # a refusal is no error here
                 found = cast(
                     dict[str, str],
-                    await self._redis.config_get("maxmemory-policy"),  # pyright: ignore[reportUnknownMemberType]
+                    await self._redis.info("memory"),  # pyright: ignore[reportUnknownMemberType]
                 )
         except StoreUnavailable as refused:
             if isinstance(refused.__cause__, ResponseError):  # a managed Redis may forbid to ask
                 return
             raise
-        policy = found.get("maxmemory-policy", "noeviction")
+        policy = found.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             raise StoreUnavailable(EVICTING.format(policy=policy))
 
@@ -93,6 +93,8 @@ class Schema:
         async with reaching_redis("write"):  # of sorted sets whose members all have the same score: copies
             await self._redis.zunionstore(keys.jobs_of(DEFAULT_PROJECT), [keys.JOBS])
             await self._redis.zunionstore(keys.models_of(DEFAULT_PROJECT), [keys.MODELS])
+            if ids_of_webhooks := await cast(Awaitable[list[str]], self._redis.hkeys(keys.WEBHOOKS)):
+                await self._redis.sadd(keys.WEBHOOK_IDS, *ids_of_webhooks)
         async with reaching_redis():
             await self._redis.set(keys.SCHEMA_KEY, SCHEMA)
         await lease.drop(holder)

@@ -69,7 +69,7 @@ end
 return found
 """
 
-# A job inside a transaction, the store's time, and whether there are webhooks. KEYS: its tasks, its hash, the webhooks
+# A job inside a transaction, the store's time, whether there are webhooks. KEYS: its tasks, its hash, webhooks' ids
 READ_JOB = """
 return {
     redis.call('HVALS', KEYS[1]), redis.call('HMGET', KEYS[2], 'record', 'intent'), redis.call('TIME'),
@@ -108,4 +108,16 @@ if told then
 else
     redis.call('HDEL', KEYS[1], ARGV[2])
 end
+"""
+
+# A request of the last 60 s, counted by the minute: {whether it was counted, this minute's count, the last one's}.
+# KEYS: this minute's count, the last one's; ARGV: how many may be, the share of the last minute that still counts,
+#       seconds that a count is kept
+COUNT_REQUEST = """
+local current = tonumber(redis.call('GET', KEYS[1]) or 0)
+local previous = tonumber(redis.call('GET', KEYS[2]) or 0)
+if current + math.floor(previous * tonumber(ARGV[2])) >= tonumber(ARGV[1]) then return {0, current, previous} end
+current = redis.call('INCR', KEYS[1])
+if current == 1 then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
+return {1, current, previous}
 """

@@ -47,6 +47,7 @@ class Webhooks:
                 raise TooManyWebhooks(f"there are {len(others)} webhooks, and may be {MOST_WEBHOOKS}")
             pipe.multi()
             pipe.hset(keys.WEBHOOKS, webhook.id, brief(webhook))
+            pipe.sadd(keys.WEBHOOK_IDS, webhook.id)
             await pipe.execute()
 
         await transaction(self._redis, [keys.WEBHOOKS], attempt)
@@ -77,6 +78,7 @@ class Webhooks:
         """With everything that was on its way. Raises WebhookNotFound."""
         async with reaching_redis("write"), self._redis.pipeline(transaction=True) as pipe:
             pipe.hdel(keys.WEBHOOKS, webhook_id)
+            pipe.srem(keys.WEBHOOK_IDS, webhook_id)
             pipe.delete(*_of(webhook_id))
             removed = cast(list[int], await pipe.execute())[0]
         if not removed:

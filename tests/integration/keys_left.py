@@ -18,6 +18,7 @@ FIXED = {
     keys.LEASE,
     keys.UPGRADE,
     keys.WEBHOOKS,
+    keys.WEBHOOK_IDS,
     keys.OUTBOX,
     keys.COUNTERS,
     keys.API_KEYS,
