@@ -3,12 +3,14 @@
     models/<model_id>/block-0.safetensors ...  metadata: contract_hash, block, layers
                      /model.json               ModelManifest, visible last
 
-Accuracy does not reveal a wrong order or a foreign code table (docs/method.md), so the files themselves must.
+Accuracy does not reveal a wrong order or a foreign code table (docs/method.md), so the files themselves must. The whole
+network is never in memory: blocks are copied, verified and loaded one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -83,8 +85,29 @@ def assemble(
     return manifest
 
 
+@dataclass(frozen=True)
+class StoredModel:
+    """A model directory of which every byte is verified. Its blocks are built one by one, when they are asked for."""
+
+    directory: Path
+    manifest: ModelManifest
+
+    def block(self, index: int) -> nn.Module:
+        """On the CPU, in evaluation mode. Raises CheckpointInvalid where the file does not fit the contract's block."""
+        contract, (start, stop) = self.manifest.contract, self.manifest.blocks[index].layers
+        build = partial(architecture(contract.architecture).denoiser, contract, stop - start)
+        path = _file_of(self.directory, index)
+        return _filled(build, read_tensors(path), str(path))
+
+
 def load_model(directory: Path, *, contract: Contract | None = None) -> tuple[ModelManifest, tuple[nn.Module, ...]]:
-    """The model's manifest and its blocks in order, on the CPU, in evaluation mode.
+    """The model's manifest and all its blocks in order, on the CPU, in evaluation mode. Raises as open_model() does."""
+    model = open_model(directory, contract=contract)
+    return model.manifest, tuple(model.block(entry.index) for entry in model.manifest.blocks)
+
+
+def open_model(directory: Path, *, contract: Contract | None = None) -> StoredModel:
+    """The model that lies there, verified.
 
     Raises ContractMismatch naming the field where the model is not of `contract` or a file is not the block its place
     asks for, CheckpointInvalid where bytes were changed or are missing.
@@ -96,7 +119,9 @@ def load_model(directory: Path, *, contract: Contract | None = None) -> tuple[Mo
     expected = tuple(range(len(manifest.contract.layers)))
     if (found := tuple(entry.index for entry in manifest.blocks)) != expected:
         raise ContractMismatch(f"{directory / MODEL}: blocks are in the order {found}, the contract has {expected}")
-    return manifest, tuple(_load_block(directory, entry, manifest) for entry in manifest.blocks)
+    for entry in manifest.blocks:
+        _verify_block(directory, entry, manifest)
+    return StoredModel(directory, manifest)
 
 
 def _left_whole(
@@ -105,7 +130,7 @@ def _left_whole(
     """The model in `target`, if it is whole and made of the very checkpoints the store points at."""
     with artefacts.fetch(target) as directory:
         try:
-            manifest, _ = load_model(directory, contract=plan.contract)
+            manifest = open_model(directory, contract=plan.contract).manifest
         except (CheckpointInvalid, ContractMismatch):
             return None
     same = all(entry.checkpoint == finals[entry.index] for entry in manifest.blocks)
@@ -126,13 +151,13 @@ def _copied(block: BlockPlan, plan: JobPlan, source: Path, pointer: CheckpointRe
         )
     if manifest.step != task.steps:
         raise CheckpointInvalid(f"{source}: step is {manifest.step}, but {task.name} ends at {task.steps}")
-    file = f"block-{block.index}.safetensors"
+    file = _file_of(building, block.index)
     weights = checkpoint.answering_weights(source)
-    write_tensors(building / file, weights, _metadata(plan.contract_hash, block.index, block.layers))
+    write_tensors(file, weights, _metadata(plan.contract_hash, block.index, block.layers))
     return BlockEntry(
         index=block.index,
-        file=file,
-        bytes=digest(building / file),
+        file=file.name,
+        bytes=digest(file),
         layers=block.layers,
         sigma_min=block.sigma_min,
         sigma_max=block.sigma_max,
@@ -159,15 +184,17 @@ def _read_manifest(directory: Path) -> ModelManifest:
         raise StorageError(f"cannot read {path}: {error}") from error
 
 
-def _load_block(directory: Path, entry: BlockEntry, manifest: ModelManifest) -> nn.Module:
+def _file_of(directory: Path, index: int) -> Path:
+    """Never a name out of the manifest."""
+    return directory / f"block-{index}.safetensors"
+
+
+def _verify_block(directory: Path, entry: BlockEntry, manifest: ModelManifest) -> None:
     if entry.layers != manifest.contract.layers[entry.index]:
         raise ContractMismatch(f"{directory / MODEL}: layers of block {entry.index} are not the contract's")
-    path = directory / f"block-{entry.index}.safetensors"  # never a name out of the manifest
+    path = _file_of(directory, entry.index)
     checkpoint.refuse_other_metadata(path, _metadata(manifest.contract_hash, entry.index, entry.layers))
     check_digest(path, entry.bytes)
-    contract, (start, stop) = manifest.contract, entry.layers
-    build = partial(architecture(contract.architecture).denoiser, contract, stop - start)
-    return _filled(build, read_tensors(path), str(path))
 
 
 def baseline_of(contract: Contract, layers: int, weights: Mapping[str, Tensor], *, where: str) -> nn.Module:

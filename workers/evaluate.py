@@ -6,23 +6,28 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dbserve.contracts.card import Family
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import BASELINES, JobPlan
 from dbserve.contracts.report import Report
 from dbserve.contracts.status import Task
-from workers.assemble import load_model
+from workers.assemble import StoredModel, open_model
 from workers.data import Dataset
 from workers.evaluation import classification, generation, masked_text, next_token
 from workers.evaluation.costs import cost_row, layers_of, loss_curve, memory_report, verified_summary
 from workers.evaluation.findings import shared_findings
+from workers.evaluation.residence import Chosen, InTurn, Room, Stored
 from workers.evaluation.subject import Examined, Subject
 from workers.models import architecture
+
+LEAST_ROOM = 64 * 2**20  # bytes
 
 EXAMINATIONS: dict[Family, Callable[[Subject], Examined]] = {
     "classification": classification.examine,
@@ -56,15 +61,17 @@ def evaluate(
     lost = [task.name for task in plan.tasks if task.kind in BASELINES and task.name not in finals]
     plan = plan.model_copy(update={"tasks": tuple(task for task in plan.tasks if task.name not in lost)})
     trained = {task.name: verified_summary(plan, task, finals) for task in plan.tasks if task.steps}
-    manifest, blocks = load_model(model_dir, contract=plan.contract)
+    model = open_model(model_dir, contract=plan.contract)
     card = architecture(plan.contract.architecture).card()
+    room = Room(room_of(plan))
     subject = Subject(
         spec=spec,
         plan=plan,
         data=data,
-        blocks=tuple(block.to(device).eval() for block in blocks),
+        blocks=_blocks(model, plan, room, device),
         finals=finals,
         device=device,
+        room=room,
     )
     examined = EXAMINATIONS[card.family](subject)
     memory = memory_report(plan, trained)
@@ -76,7 +83,7 @@ def evaluate(
         job_id=job_id,
         job_name=spec.name,
         model_id=model_id,
-        contract_hash=manifest.contract_hash,
+        contract_hash=model.manifest.contract_hash,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         architecture=plan.contract.architecture,
         dataset=spec.data.uri,
@@ -84,7 +91,7 @@ def evaluate(
         validation_rows=len(subject.held_out(data.validation)),
         test_rows=len(subject.held_out(data.test)),
         classes=len(plan.contract.class_names) or None,
-        blocks=len(blocks),
+        blocks=len(plan.blocks),
         depth=layers_of(plan.end_to_end),
         seed=spec.training.seed,
         steps_per_task=spec.training.steps,
@@ -107,6 +114,27 @@ def evaluate(
         versions=_versions(),
         hardware=_hardware(device),
     )
+
+
+def _blocks(model: StoredModel, plan: JobPlan, room: Room, device: torch.device) -> Sequence[nn.Module]:
+    """In order, on the device, in the room in turn."""
+
+    def load(index: int) -> nn.Module:
+        return model.block(index).to(device)
+
+    names = tuple(f"block-{block.index}" for block in plan.blocks)
+    stored = {
+        name: Stored(size=4 * block.parameters, load=partial(load, block.index))
+        for name, block in zip(names, plan.blocks, strict=True)
+    }
+    return Chosen(InTurn(room, stored), names)
+
+
+def room_of(plan: JobPlan) -> int:
+    """Bytes of weights that may be in memory together: what the training of a block held from step to step, so that
+    whoever could train the blocks can examine them; more where that is little, and taking turns saves nothing."""
+    memory = [block.memory for block in plan.blocks]
+    return max(LEAST_ROOM, *(block.parameters + block.gradients + block.optimizer for block in memory))
 
 
 def _why_missing(baseline: str, run: Task | None) -> str:

@@ -26,16 +26,17 @@ _INIT_SEED = 20260714  # of z at sigma_max where the chain starts from noise
 class BlockChain:
     """An assembled model on its device, and all that its blocks have in common."""
 
-    blocks: tuple[Denoise, ...]
+    blocks: Sequence[Denoise]  # of a large model in memory in turn
     codes: Tensor  # (K, d)
     edges: tuple[float, ...]  # B + 1, descending
     answering: Answering
 
     @classmethod
     def of(cls, contract: Contract, blocks: Sequence[nn.Module], device: torch.device) -> BlockChain:
+        """`blocks` are on the device, in evaluation mode."""
         kind = cast("Classifier", architecture(contract.architecture))
         return cls(
-            blocks=tuple(cast("Denoise", block.to(device).eval()) for block in blocks),
+            blocks=cast("Sequence[Denoise]", blocks),
             codes=kind.codes(contract).to(device),
             edges=contract.edges,
             answering=kind.answering(contract),

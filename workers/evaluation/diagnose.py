@@ -16,6 +16,7 @@ from torch import Tensor
 from dbserve.contracts.report import BlockDiagnosis
 from workers.data import Split
 from workers.evaluation.answers import Answers, BlockChain, as_tensor, image_batches
+from workers.evaluation.residence import Chosen
 from workers.evaluation.scores import accuracy
 from workers.method.codes import expected_code, log_posterior
 from workers.method.objective import noised_codes
@@ -96,7 +97,8 @@ def _run(model: BlockChain, split: Split, batch_size: int) -> _Sums:
     random = torch.Generator(device).manual_seed(_SEED)
     start = model.generator()
     sums = _Sums([_BlockSums() for _ in model.blocks])
-    swapped = BlockChain((*model.blocks[:-1], model.blocks[0]), model.codes, model.edges, model.answering)
+    order = (*range(len(model.blocks) - 1), 0)
+    swapped = BlockChain(Chosen(model.blocks, order), model.codes, model.edges, model.answering)
     for images, labels in image_batches(split, batch_size, device):
         steps = list(model.walk(images, generator=start))
         outcome = _mean_code(model, steps[-1].logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dbserve.contracts.plan import TaskKind
 from workers.evaluation.costs import layers_of
+from workers.evaluation.residence import Chosen
 from workers.evaluation.subject import Subject
 from workers.method.ode import Denoiser, mean_of
 from workers.models.protocol import ImageGenerator
@@ -35,12 +36,31 @@ NOTES = {
 class Part:
     """What answers in one interval of noise levels: a network, or the mean of several."""
 
-    networks: tuple[nn.Module, ...]
+    networks: Sequence[nn.Module]
     layers: int  # of each
 
-    def denoiser(self, generator: ImageGenerator, labels: Tensor, guidance: float) -> Denoiser:
-        members = [generator.of_classes(network, labels, guidance) for network in self.networks]
+    def denoiser(self, generator: ImageGenerator, labels: Tensor, guidance: float, count: LayerCount) -> Denoiser:
+        members = [partial(self._answer, place, generator, labels, guidance, count) for place in range(self.members)]
         return members[0] if len(members) == 1 else mean_of(members)
+
+    @property
+    def members(self) -> int:
+        return len(self.networks)
+
+    def _answer(
+        self,
+        place: int,
+        generator: ImageGenerator,
+        labels: Tensor,
+        guidance: float,
+        count: LayerCount,
+        z: Tensor,
+        sigma: Tensor,
+    ) -> Tensor:
+        """The network is asked for anew each time: it may have made room for another one."""
+        network = self.networks[place]
+        with count.layers_run_by(network, self.layers):
+            return generator.of_classes(network, labels, guidance)(z, sigma)
 
 
 @dataclass(frozen=True)
@@ -54,42 +74,36 @@ class Entrant:
     note: str = ""
     ours: bool = False
 
-    def denoisers(self, generator: ImageGenerator, labels: Tensor, guidance: float) -> list[Denoiser]:
+    def denoisers(
+        self, generator: ImageGenerator, labels: Tensor, guidance: float, count: LayerCount | None = None
+    ) -> list[Denoiser]:
         """Of these classes (N,), on the networks' device."""
-        return [part.denoiser(generator, labels, guidance) for part in self.parts]
-
-    @contextmanager
-    def counting(self) -> Generator[LayerCount, None, None]:
-        """Counts the layers that its networks really run, whatever sampler and guidance ask of them."""
-        count = LayerCount()
-        hooks = [
-            network.register_forward_hook(partial(count.add, part.layers))
-            for part in self.parts
-            for network in part.networks
-        ]
-        try:
-            yield count
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return [part.denoiser(generator, labels, guidance, count or LayerCount()) for part in self.parts]
 
 
 @dataclass
 class LayerCount:
-    """Layers run so far, each for a whole batch."""
+    """Layers that networks really ran so far, whatever sampler and guidance asked of them; each for a whole batch."""
 
     total: int = 0
 
-    def add(self, layers: int, *_forward: object) -> None:
+    @contextmanager
+    def layers_run_by(self, network: nn.Module, layers: int) -> Generator[None, None, None]:
+        """Counts the passes inside it through a network of that many layers."""
+        hook = network.register_forward_hook(partial(self._add, layers))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _add(self, layers: int, *_forward: object) -> None:
         self.total += layers
 
 
 def entrants_of(subject: Subject) -> tuple[Entrant, ...]:
     """The blocks first, then the baselines that were trained; last, where there are several, the blocks reversed."""
     contract, plan = subject.plan.contract, subject.plan
-    parts = tuple(
-        Part((block,), layers_of(planned)) for block, planned in zip(subject.blocks, plan.blocks, strict=True)
-    )
+    parts = tuple(Part(Chosen(subject.blocks, (block.index,)), layers_of(block)) for block in plan.blocks)
     found = [Entrant("blocks", "Assembled blocks", parts, contract.edges, "each in its own noise levels", ours=True)]
     whole_range = (contract.sigma_max, contract.sigma_min)
     for key, networks, layers in _rivals(subject):
@@ -100,15 +114,15 @@ def entrants_of(subject: Subject) -> tuple[Entrant, ...]:
     return tuple(found)
 
 
-def _rivals(subject: Subject) -> Iterator[tuple[str, tuple[nn.Module, ...], int]]:
+def _rivals(subject: Subject) -> Iterator[tuple[str, Sequence[nn.Module], int]]:
     networks = subject.baselines()
     for kind in (TaskKind.END_TO_END, TaskKind.DATA_PARALLEL, TaskKind.SHALLOW_LONG):
         for task in subject.plan.tasks:
             if task.kind is kind:
-                yield kind.value, (networks[task.name],), layers_of(subject.plan.network_of(task))
+                yield kind.value, Chosen(networks, (task.name,)), layers_of(subject.plan.network_of(task))
     members = subject.shallow_members()
     layers = layers_of(subject.plan.shallow)
     if members:
-        yield "shallow", (networks[members[0]],), layers
+        yield "shallow", Chosen(networks, members[:1]), layers
     if "shallow_ensemble" in subject.spec.evaluation.baselines and len(members) == len(subject.blocks) > 1:
-        yield "shallow_ensemble", tuple(networks[name] for name in members), layers
+        yield "shallow_ensemble", Chosen(networks, members), layers

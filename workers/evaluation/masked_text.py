@@ -25,6 +25,7 @@ from workers.evaluation.masked_samples import (
     made,
 )
 from workers.evaluation.masked_words import RangesFound, findings, warnings
+from workers.evaluation.residence import Chosen
 from workers.evaluation.scores import paired_measure
 from workers.evaluation.subject import Examined, Subject
 from workers.evaluation.texts import NGRAMS, UNITS, windows_of
@@ -76,7 +77,7 @@ def _shifted(subject: Subject) -> Iterator[Entrant]:
     yield Entrant(
         key="neighbour",
         title="Blocks in a neighbour's range",
-        parts=tuple(Part((subject.blocks[place],), layers[place]) for place in places),
+        parts=tuple(Part(Chosen(subject.blocks, (place,)), layers[place]) for place in places),
         edges=subject.plan.contract.edges,
         note="diagnosis: specialists should do worse there",
         ours=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -105,23 +105,21 @@ def rivals(subject: Subject) -> Iterator[Predictor]:
 
 def _plain(entrant: Entrant) -> Predictor:
     (part,) = entrant.parts
-    decoders = [network for network in part.networks if isinstance(network, LlamaDecoder)]
-    cached = len(decoders) == len(part.networks)
+    cached = all(isinstance(network, LlamaDecoder) for network in part.networks)
     return Predictor(
         key=entrant.key,
         title=entrant.title,
-        layers=part.layers * len(part.networks),
+        layers=part.layers * part.members,
         predict=mean_of_networks(part.networks),
         note=entrant.note.replace(", all noise levels", ""),
-        writer=partial(plain_writer, decoders) if cached else None,
+        writer=partial(plain_writer, cast(Sequence[LlamaDecoder], part.networks)) if cached else None,
     )
 
 
 def _llama(subject: Subject, windows: Tensor) -> Ours:
     contract = subject.plan.contract
     options = Options.model_validate(contract.options)
-    networks = tuple(cast(LlamaDenoiser, block) for block in subject.blocks)
-    blocks = Blocks(networks, contract.edges, options.euler_steps)
+    blocks = Blocks(cast(Sequence[LlamaDenoiser], subject.blocks), contract.edges, options.euler_steps)
     some = windows[:BOUND_WINDOWS]
     bound = blocks.bound(some, subject.device)
     facts = blocks.facts(some, subject.device)

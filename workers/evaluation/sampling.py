@@ -12,7 +12,7 @@ from torch import Tensor
 from dbserve.contracts.plan import Contract
 from workers.data import Split, normalise
 from workers.evaluation.answers import as_tensor
-from workers.evaluation.entrants import Entrant
+from workers.evaluation.entrants import Entrant, LayerCount
 from workers.evaluation.features import FeatureNetwork
 from workers.evaluation.pictures import COLUMNS, ROWS
 from workers.method.ode import assigned, noise_levels, sample
@@ -70,11 +70,11 @@ class Studio:
             labels = self.labels[start : start + self.batch_size]
             noise = torch.randn(len(labels), channels, height, width, generator=random)
             z, asked = levels[0] * noise.to(self.device), labels.to(self.device)
-            field = assigned(entrant.denoisers(self.generator, asked, sampling.guidance), entrant.edges)
-            with entrant.counting() as count:
-                begun = self._now()
-                images = sample(sampling.sampler, field, z, levels)
-                seconds += self._now() - begun
+            count = LayerCount()
+            field = assigned(entrant.denoisers(self.generator, asked, sampling.guidance, count), entrant.edges)
+            begun = self._now()
+            images = sample(sampling.sampler, field, z, levels)
+            seconds += self._now() - begun
             layers = count.total
             if self.pictures:
                 pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,23 +17,31 @@ from workers.assemble import baseline_of
 from workers.checkpoint import answering_weights
 from workers.data import Dataset, Split
 from workers.evaluation.costs import layers_of
+from workers.evaluation.residence import InTurn, Room, Stored
 
 
 @dataclass(frozen=True)
 class Subject:
     """A trained job. The tasks of `plan` are those that trained to their end, and their checkpoints in `finals` are
-    verified; `blocks` are on `device`, in evaluation mode, block 0 (the highest noise) first."""
+    verified; `blocks` are on `device`, in evaluation mode, block 0 (the highest noise) first. Blocks and
+    baselines that do not fit into the `room` together are there in turn."""
 
     spec: JobSpec
     plan: JobPlan
     data: Dataset
-    blocks: tuple[nn.Module, ...]
+    blocks: Sequence[nn.Module]
     finals: Mapping[str, Path]
     device: torch.device
+    room: Room = field(default_factory=lambda: Room(0))
 
-    def baselines(self) -> dict[str, nn.Module]:
+    def baselines(self) -> Mapping[str, nn.Module]:
         """Every baseline that was trained, by its task's name: on the device, in evaluation mode. Reads their files."""
-        return {name: self.baseline(name) for name in self._names()}
+        stored = {
+            task.name: Stored(size=4 * self.plan.network_of(task).parameters, load=partial(self.baseline, task.name))
+            for task in self.plan.tasks
+            if task.kind in BASELINES
+        }
+        return InTurn(self.room, stored)
 
     def baseline(self, name: str) -> nn.Module:
         """One baseline, by its task's name. Raises CheckpointInvalid naming what does not fit."""
@@ -47,9 +56,6 @@ class Subject:
     def held_out(self, split: Split) -> Split:
         """At most `evaluation.rows` rows of it, the first."""
         return split.first(self.spec.evaluation.rows)
-
-    def _names(self) -> Iterator[str]:
-        return (task.name for task in self.plan.tasks if task.kind in BASELINES)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,13 @@ _SEED = 20261124
 class Blocks:
     """All blocks side by side, and the edges between them."""
 
-    networks: tuple[LlamaDenoiser, ...]
+    networks: Sequence[LlamaDenoiser]  # of a large model in memory in turn
     edges: tuple[float, ...]
     euler_steps: int
 
-    @property
+    @cached_property
     def codes(self) -> Tensor:
+        """The same for all of them."""
         return self.networks[0].codes
 
     def average(self, readings: Sequence[Reading]) -> Tensor:
@@ -142,36 +143,34 @@ def predictors_of(blocks: Blocks, layers: Sequence[int], decode: str) -> tuple[P
 
 def plain_writer(networks: Sequence[LlamaDecoder], rows: int) -> Writer:
     """Writes N texts with the mean probabilities of plain decoders, each place read once."""
-    streams = [_Stream(network, rows) for network in networks]
+    streams = [_Stream(networks, place, rows) for place in range(len(networks))]
 
-    def write(latest: Tensor | None) -> Tensor:
-        hidden = [stream.next(latest).hidden[:, -1] for stream in streams]
-        pairs = zip(networks, hidden, strict=True)
-        return mean_of_probabilities([F.log_softmax(network.logits(last).float(), dim=1) for network, last in pairs])
+    def log_probabilities(place: int, latest: Tensor | None) -> Tensor:
+        last = streams[place].next(latest).hidden[:, -1]
+        return F.log_softmax(networks[place].logits(last).float(), dim=1)
 
-    return write
+    return lambda latest: mean_of_probabilities([log_probabilities(place, latest) for place in range(len(networks))])
 
 
 def _begun(blocks: Blocks, combined: Callable[[Sequence[Reading]], Tensor], rows: int) -> Writer:
-    streams = [_Stream(network, rows) for network in blocks.networks]
+    streams = [_Stream(blocks.networks, place, rows) for place in range(len(blocks.networks))]
     return lambda latest: combined([stream.next(latest) for stream in streams])[:, -1]
 
 
 class _Stream:
     """A clean stream that is read one place at a time; what it has read stays as keys and values."""
 
-    def __init__(self, network: LlamaDecoder, rows: int) -> None:
-        self._network = network
+    def __init__(self, networks: Sequence[LlamaDecoder], place: int, rows: int) -> None:
+        self._networks = networks
+        self._place = place
         self._rows = rows
         self._memory: Memory = ()
 
     def next(self, latest: Tensor | None) -> Reading:
         """The place after the latest tokens (N,); None: the first place."""
-        if latest is None:
-            inputs = self._network.start.expand(self._rows, 1, -1)
-        else:
-            inputs = self._network.embedding(latest)[:, None]
-        reading = self._network.read(inputs, self._memory)
+        network = self._networks[self._place]
+        inputs = network.start.expand(self._rows, 1, -1) if latest is None else network.embedding(latest)[:, None]
+        reading = network.read(inputs, self._memory)
         self._memory = reading.memory
         return reading
 
