@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes screenshots test-unit lint bench bench-api bench-recovery bench-watching soak cards dashboards schema clean
+.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes screenshots test-unit lint bench bench-api bench-recovery bench-watching soak cards dashboards chart schema clean
 
 setup: $(STAMP)
 
@@ -83,6 +83,10 @@ cards: setup
 
 dashboards: setup
 	$(BIN)/python -m dashboards
+
+# Of the chart, what is written by code: who may do what in Redis. Rules and dashboards are links that Helm follows.
+chart: setup
+	$(BIN)/dbserve redis-acl --template > helm/dbserve/files/users.acl
 
 schema: setup
 	$(BIN)/python -m dbserve.contracts.report > docs/report.schema.json

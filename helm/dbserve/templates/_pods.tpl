@@ -81,7 +81,11 @@ securityContext:
 {{- end }}
 
 {{- define "dbserve.env.settings" -}}
-{{- range $name, $value := .Values.settings }}
+{{- $settings := .Values.settings }}
+{{- if and .Values.data.existingClaim (kindIs "invalid" $settings.data_allow) }}
+{{- $settings = merge (dict "data_allow" .Values.data.mountPath) $settings }}
+{{- end }}
+{{- range $name, $value := $settings }}
 {{- if not (kindIs "invalid" $value) }}
 - name: DBSERVE_{{ upper $name }}
   value: {{ $value | toString | quote }}
