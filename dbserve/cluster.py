@@ -6,15 +6,17 @@
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import ray
 import ray.exceptions
+from ray._private import state as books
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dbserve.contracts.cluster import Capacity, Node, Presence, Resources
+from dbserve.contracts.cluster import Capacity, Demand, Growth, Node, Presence, Resources
 from dbserve.contracts.status import Reason, Run, Task
 from dbserve.errors import ClusterUnavailable
 from dbserve.settings import Settings
@@ -22,6 +24,8 @@ from workers.actor import BlockActor, WorkerConfig
 from workers.presence import end, look
 
 GPU_TYPE_LABEL = "ray.io/accelerator-type"
+GPU_TYPE = "accelerator_type:"  # begins the name of a resource that every node with such a GPU has
+ASK_AGAIN_SECONDS = 30.0  # Ray's books may have been lost with its head
 LOOK_SECONDS = 2.0  # for another node to say what it sees; later it is asked again
 REMEMBERED_WORKERS = 4096  # whose death may still be explained
 
@@ -29,9 +33,11 @@ REMEMBERED_WORKERS = 4096  # whose death may still be explained
 class RayCluster:
     """Workers as detached actors named after their Run, so that a restarted control plane finds them again."""
 
-    def __init__(self, identity: str, config: WorkerConfig) -> None:
+    def __init__(self, identity: str, config: WorkerConfig, *, autoscaling: bool = False) -> None:
         self.identity = identity
         self._config = config
+        self._autoscaling = autoscaling
+        self._asked_for: tuple[tuple[Demand, ...], float] | None = None  # of the autoscaler, and when (monotonic)
         self._works: dict[
             Run, Any
         ] = {}  # what Ray promised of work(); it never ends well, since the process ends first
@@ -62,15 +68,18 @@ class RayCluster:
             otlp_endpoint=settings.otlp_endpoint,
             data_allow=str(settings.data_rules),
         )
-        return cls(identity, config)
+        return cls(identity, config, autoscaling=settings.autoscaling)
 
     def disconnect(self) -> None:
         ray.shutdown()
 
     def capacity(self) -> Capacity:
-        """What every living node offers, in use or not."""
+        """What every living node offers, in use or not, and which of them are about to go."""
         with _reaching_ray():
-            return Capacity(tuple(_node(node) for node in ray.nodes() if node["Alive"]))
+            nodes, draining = ray.nodes(), books.state.get_draining_nodes()
+        now = time.time()
+        living = tuple(_node(node, draining, now) for node in nodes if node["Alive"])
+        return Capacity(living, Growth() if self._autoscaling else None)
 
     def alive(self) -> set[Run]:
         """Runs whose actor exists or still waits for its resources."""
@@ -147,20 +156,53 @@ class RayCluster:
             return explained(error)
         return None
 
+    def grow(self, in_use: Sequence[Demand], waiting: Sequence[Demand]) -> None:
+        """Tells the autoscaler what it is to have room for, which it remembers until it is told something else."""
+        wanted = (*in_use, *waiting)
+        now = time.monotonic()
+        if self._asked_for is not None:
+            before, at = self._asked_for
+            if before == wanted and now - at < ASK_AGAIN_SECONDS:
+                return
+        bundles = [_bundle(demand) for demand in wanted for _ in range(demand.count)]
+        selectors = [_selector(demand) for demand in wanted for _ in range(demand.count)]
+        from ray.autoscaler.sdk import request_resources  # late: most clusters have no autoscaler, and it is large
+        from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+        with _reaching_ray():
+            is_autoscaler_v2(fetch_from_server=True)  # which Ray would remember from before there was one
+            request_resources(bundles=bundles, bundle_label_selectors=selectors)
+        self._asked_for = wanted, now
+
     def _node_lives(self, node_id: str) -> bool:
         with _reaching_ray():
             return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
-def _node(node: dict[str, Any]) -> Node:
-    held, labels = node["Resources"], node.get("Labels", {})
+def _node(node: dict[str, Any], draining: dict[str, int], now: float) -> Node:
+    """`draining`: by the node's id, unix milliseconds at which it goes; 0: that was not said."""
+    held, labels, node_id = node["Resources"], node["Labels"], node["NodeID"]
+    goes_at = draining.get(node_id, 0) / 1000.0
+    types = (name.removeprefix(GPU_TYPE) for name in held if name.startswith(GPU_TYPE))
     return Node(
-        id=node["NodeID"],
+        id=node_id,
         name=node["NodeManagerHostname"],
         resources=Resources(held.get("CPU", 0.0), held.get("GPU", 0.0)),
         labels=labels,
-        gpu_type=labels.get(GPU_TYPE_LABEL),
+        gpu_type=labels.get(GPU_TYPE_LABEL) or next(types, None),
+        draining=node_id in draining,
+        leaves_in=max(0.0, goes_at - now) if goes_at else None,
     )
+
+
+def _bundle(demand: Demand) -> dict[str, float]:
+    held = {"CPU": demand.resources.cpus, "GPU": demand.resources.gpus}
+    return {name: round(count, 4) for name, count in held.items() if count}
+
+
+def _selector(demand: Demand) -> dict[str, str]:
+    typed = {} if demand.gpu_type is None else {GPU_TYPE_LABEL: demand.gpu_type}
+    return {**dict(demand.labels), **typed}
 
 
 def explained(error: Exception) -> tuple[Reason, str] | None:

@@ -23,6 +23,7 @@ from dbserve.contracts.status import (
     Intent,
     JobStatus,
     Launched,
+    MoveRequested,
     PauseRequested,
     Reason,
     Restored,
@@ -136,6 +137,8 @@ def advance(task: Task, event: TaskEvent) -> Task:
             return _moved(task, TaskState.PAUSED)
         case ((TaskState.LAUNCHED | TaskState.RUNNING), PauseRequested() as event):
             return _moved(task, TaskState.PAUSING, stop_by=event.stop_by)
+        case ((TaskState.LAUNCHED | TaskState.RUNNING), MoveRequested() as event):
+            return _changed(task, stop_by=min(event.stop_by, event.stop_by if task.stop_by is None else task.stop_by))
         case TaskState.PAUSING, Stopped():
             return _moved(task, TaskState.PAUSED, run=task.run.next(), **_NO_WORKER)
         case TaskState.PAUSED, Resumed():
@@ -340,7 +343,7 @@ def job_reason(tasks: Sequence[Task], intent: Intent) -> tuple[Reason | None, st
     if intent is Intent.CANCEL and any(task.state is not TaskState.SUCCEEDED for task in tasks):
         return Reason.USER_CANCELLED, "cancelled by the user"
     for task in tasks:
-        if task.state is TaskState.PENDING and task.reason is not None:
+        if task.state is TaskState.PENDING and task.message is not None:
             return task.reason, f"{task.run.task}: {task.message}"
     return None, None
 

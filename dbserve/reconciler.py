@@ -1,6 +1,7 @@
 """The reconciler: looks at store and cluster, and does what decide() says. The only authority that retries."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -13,13 +14,13 @@ from typing import Protocol
 
 from dbserve.artefacts import Artefacts, job_directory, open_artefacts
 from dbserve.cancellation import end
-from dbserve.contracts.cluster import Capacity, Presence, Resources
+from dbserve.contracts.cluster import Capacity, ClusterRecord, Demand, Presence, Resources
 from dbserve.contracts.status import HELD, Crashed, Launched, Reason, Run, Stopped, Task
 from dbserve.errors import ClusterUnavailable, DbserveError, IllegalTransition, JobNotFound, StaleRun
 from dbserve.failpoints import failpoint
 from dbserve.garbage import collect_less_often
 from dbserve.logs import adopt, concerning, configure
-from dbserve.scheduling import Action, Bury, Launch, Limits, Note, Scene, Stop, decide
+from dbserve.scheduling import Action, Bury, Grow, Launch, Limits, Note, Scene, Stop, decide
 from dbserve.settings import Settings
 from dbserve.sight import Sight
 from dbserve.store import JobStore
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 TIDY_SECONDS = 2.0
 TELL_SECONDS = 5.0  # between two notes of how long ticks took
+SHOW_SECONDS = 2.0  # between two notes of what the cluster has
 LEASE_SECONDS = 5.0  # a reconciler that was killed keeps the next one waiting for so long
 SILENCE_MARGIN_SECONDS = 3.0  # beyond a worker's lease: by then it has stopped at a step boundary of its own accord
 CLUSTER_PATIENCE_SECONDS = 10.0  # without an answer from the cluster; then a new process connects anew
@@ -48,6 +50,7 @@ class Cluster(Protocol):
     def stop(self, run: Run, *, task: Task | None) -> None: ...
     def presence(self, task: Task) -> Presence: ...
     def cause_of_death(self, run: Run) -> tuple[Reason, str] | None: ...
+    def grow(self, in_use: Sequence[Demand], waiting: Sequence[Demand]) -> None: ...
 
 
 class Reconciler:
@@ -78,6 +81,7 @@ class Reconciler:
         self._sight = Sight()
         self._ticks: list[float] = []  # seconds that those since _told_at took
         self._told_at = float("-inf")  # monotonic seconds
+        self._shown_at = float("-inf")  # the same
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Ticks until `stopping`. Errors it can explain are logged and met again at the next tick.
@@ -134,6 +138,7 @@ class Reconciler:
         alive = await asyncio.to_thread(self._cluster.alive)
         capacity = await asyncio.to_thread(self._cluster.capacity)
         jobs = await self._store.active_outlines()
+        await self._show(capacity)
         self._asked &= {task.run for job in jobs for task in job.tasks.values() if task.state in HELD}
         scene = Scene(
             jobs=jobs,
@@ -148,11 +153,20 @@ class Reconciler:
         for action in decide(scene):
             if not await self._still_ours():
                 return
-            with concerning(_run_of(action)):
+            run = _run_of(action)
+            with concerning(run) if run is not None else contextlib.nullcontext():
                 try:
                     await self._act(action)
                 except (StaleRun, IllegalTransition, JobNotFound) as passed:
                     log.info("no longer true: %s", passed)  # the store moved on since the look
+
+    async def _show(self, capacity: Capacity) -> None:
+        """The cluster as it is, now and then: the API knows no more of it than this."""
+        if (now := time.monotonic()) - self._shown_at < SHOW_SECONDS:
+            return
+        at = await self._store.clock()
+        await self._store.cluster.show(ClusterRecord(at=at, cluster=self._cluster.identity, nodes=capacity.nodes))
+        self._shown_at = now
 
     async def tidy(self) -> None:
         """Removes what deleted jobs left in the artefact store, however long that takes."""
@@ -208,6 +222,8 @@ class Reconciler:
                 await self._bury(task, event)
             case Note(event):
                 await self._store.apply(event)
+            case Grow(in_use, waiting):
+                await asyncio.to_thread(self._cluster.grow, in_use, waiting)
 
     async def _bury(self, task: Task, event: Crashed | Stopped) -> None:
         """Dead is not gone: the next attempt gets the resources only when the process does not hold them any more."""
@@ -233,8 +249,8 @@ class Reconciler:
         return self._sight.silent_for(task.run, time.monotonic()) > self._limits.silence_seconds
 
 
-def _run_of(action: Action) -> Run:
-    """What is said while acting is about this run."""
+def _run_of(action: Action) -> Run | None:
+    """What is said while acting is about this run. None: about the whole cluster."""
     match action:
         case Launch() | Stop():
             return action.run
@@ -242,6 +258,8 @@ def _run_of(action: Action) -> Run:
             return action.task.run
         case Note():
             return action.event.run
+        case Grow():
+            return None
 
 
 async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from dbserve.contracts.cluster import Capacity, Resources
+from dbserve.contracts.cluster import Capacity, Demand, Node, Resources
 from dbserve.contracts.plan import TRAINED
 from dbserve.contracts.snapshot import JobOutline
 from dbserve.contracts.status import (
@@ -18,6 +19,7 @@ from dbserve.contracts.status import (
     Held,
     Intent,
     JobStatus,
+    MoveRequested,
     PauseRequested,
     Reason,
     Resumed,
@@ -28,9 +30,14 @@ from dbserve.contracts.status import (
     TaskState,
 )
 from dbserve.lifecycle import backoff_seconds, broken_need, can_start
+from dbserve.placement import Ask, Books, ask_of, nodes_of, shortfall
 from dbserve.sight import Silence
 
 START_SECONDS = 300.0  # from a worker's launch to its first word
+LAST_SECONDS = 3.0  # before a node goes, for the reconciler to kill what is left and to write it down
+MOST_KEPT = 16  # tasks that wait, and have room kept for them
+MOST_WAITING = 1000  # tasks that wait, and of which an autoscaler is told
+MOST_SAID = 64  # of those, whose wait is put down at one look
 OCCUPYING = HELD | STOPPING  # what holds resources
 _CANCELLABLE = HELD | {TaskState.PENDING, TaskState.PAUSED, TaskState.PAUSING}
 
@@ -68,7 +75,15 @@ class Note:
     event: TaskEvent
 
 
-Action = Launch | Stop | Bury | Note
+@dataclass(frozen=True)
+class Grow:
+    """Ask the autoscaler for room for what waits beside what is in use. Nothing waits: it may shrink as it likes."""
+
+    in_use: tuple[Demand, ...]
+    waiting: tuple[Demand, ...]  # first who is to be served first
+
+
+Action = Launch | Stop | Bury | Note | Grow
 
 
 @dataclass(frozen=True)
@@ -93,13 +108,43 @@ class Scene:
     silence: Mapping[Run, Silence] = field(default_factory=dict[Run, Silence])
     limits: Limits = Limits()
 
+    @cached_property
+    def draining(self) -> Mapping[str, Node]:
+        return {node.id: node for node in self.capacity.nodes if node.draining}
+
+    def there(self, task: Task) -> bool:
+        """All nodes that its workers were given still live, as far as is known."""
+        return not self._living or self._living.issuperset(task.nodes)
+
+    def verdict(self, ask: Ask) -> str | None:
+        """Why the cluster can never hold it, in words; None: it can, or might once it has grown."""
+        if ask not in self._verdicts:
+            self._verdicts[ask] = self._shortfall(ask)
+        return self._verdicts[ask]
+
+    @cached_property
+    def _living(self) -> frozenset[str]:
+        return frozenset(node.id for node in self.capacity.nodes)
+
+    @cached_property
+    def _verdicts(self) -> dict[Ask, str | None]:
+        return {}
+
+    def _shortfall(self, ask: Ask) -> str | None:
+        missing, growth = shortfall(ask, self.capacity.nodes), self.capacity.growth
+        if missing is None or growth is None:
+            return missing
+        if growth.nodes is None or shortfall(ask, (*self.capacity.nodes, *growth.nodes)) is None:
+            return None
+        return f"{missing}, and no node that the autoscaler may add is of use"
+
 
 def resources_of(task: Task) -> Resources:
     return Resources(task.cpus, task.gpus)
 
 
 def decide(scene: Scene) -> Iterator[Action]:
-    """First who must go, then what each job's tasks are due, then who may start, in their turn."""
+    """First who must go, then what each job's tasks are due, then who may start, in their turn, and who may not yet."""
     yield from _unwanted(scene)
     for job in scene.jobs:
         if not _only_waits(job):
@@ -152,6 +197,8 @@ def _due(job: JobOutline, task: Task, scene: Scene) -> Iterator[Action]:
     elif task.state in HELD:
         if (lost := _lost(job, task, scene)) is not None:
             yield Bury(task, lost)
+        elif task.stop_by is None and (move := _move(job, task, scene)) is not None:
+            yield Note(move)
     elif (need := broken_need(task, job.tasks)) is not None:
         yield Note(Abandoned(run=run, message=f"{need} did not succeed"))
 
@@ -182,8 +229,11 @@ def _lost(job: JobOutline, task: Task, scene: Scene) -> Crashed | None:
     if task.cluster != scene.cluster:
         # The whole cluster was replaced under the task: nobody's fault, and nothing to wait for.
         return Crashed(run=task.run, reason=Reason.PREEMPTED, message="the cluster was restarted")
+    if task.stop_by is not None and (task.run not in scene.alive or _out_of_time(task, scene.now)):
+        saved = "it was moved" if task.run not in scene.alive else "its time for a last checkpoint is over"
+        return Crashed(run=task.run, reason=Reason.PREEMPTED, message=f"its node is about to go: {saved}")
     if task.run not in scene.alive:
-        if task.run not in scene.asked and task.state is TaskState.LAUNCHED:
+        if task.run not in scene.asked and task.state is TaskState.LAUNCHED and scene.there(task):
             return None  # whoever recorded it may have died before asking: it is asked for again
         return crashed(Reason.WORKER_LOST, f"the worker of attempt {task.run.attempt} is gone")
     silence = scene.silence.get(task.run, Silence(0.0, 0.0))
@@ -199,51 +249,99 @@ def _lost(job: JobOutline, task: Task, scene: Scene) -> Crashed | None:
     return None
 
 
+def _move(job: JobOutline, task: Task, scene: Scene) -> MoveRequested | None:
+    """Off a node that is about to go. What has nothing to save stays until the last moment: it may be done by then."""
+    going = [scene.draining[node_id] for node_id in nodes_of(task) if node_id in scene.draining]
+    if not going:
+        return None
+    left = min((node.leaves_in for node in going if node.leaves_in is not None), default=None)
+    begun = task.state is TaskState.RUNNING
+    if begun and task.kind not in TRAINED and (left is None or left > LAST_SECONDS):
+        return None
+    grace = _grace(job, task)
+    if left is not None:
+        grace = max(0.0, min(grace, left - LAST_SECONDS))
+    when = "" if left is None else f" in {max(0.0, left):.0f} s"
+    return MoveRequested(run=task.run, stop_by=scene.now + grace, message=f"{going[0].name} is about to go{when}")
+
+
 def _unschedulable(scene: Scene) -> Iterator[Action]:
-    """What could start, if there were a node for it: said once."""
-    verdicts: dict[tuple[float, float], str | None] = {}
+    """What could start, if there were a node for it: said once, and taken back when there is one."""
     for job in scene.jobs:
         for task in job.tasks.values():
             if task.state is not TaskState.PENDING:
                 continue
-            held = task.cpus, task.gpus
-            if held not in verdicts:
-                verdicts[held] = _can_never_fit(resources_of(task), scene.capacity)
-            why = verdicts[held]
-            if why is not None and task.message != why and _may_start(job, task, scene.now):
+            why = scene.verdict(ask_of(task))
+            if why is None and task.reason is Reason.UNSCHEDULABLE:
+                yield Note(Held(run=task.run))
+            elif why is not None and task.message != why and _may_start(job, task, scene.now):
                 yield Note(Held(run=task.run, reason=Reason.UNSCHEDULABLE, message=why))
 
 
 def _launches(scene: Scene) -> Iterator[Action]:
-    free, occupied = scene.capacity.total, Counter[str]()
+    books, occupied = Books(scene.capacity), Counter[str]()
     jobs_with_workers = 0
     by_owner = Counter[str]()
+    everyone: list[Task] = []
     for job in scene.jobs:
         held = [task for task in job.tasks.values() if task.state in OCCUPYING]
+        everyone += held
         occupied[job.record.id] = len(held)
         by_owner[job.record.owner] += len(held)
         jobs_with_workers += bool(held)
         for task in held:
-            free = free.minus(resources_of(task))
             if task.state is TaskState.LAUNCHED and task.run not in scene.asked and task.cluster == scene.cluster:
                 yield Launch(task.run, resources_of(task), task.nodes, job.record.trace)
-    total = sum(occupied.values())
+    books.charge(everyone)
+    total, waiting, waits = len(everyone), list[Task](), Counter[str]()
+    growing = scene.capacity.growth is not None
     for job, task in turns(scene.jobs, by_owner, scene.now):
-        resources, limits, most = resources_of(task), scene.limits, job.record.queue.max_concurrent_blocks
-        if free.cpus <= 0.0 or (limits.tasks is not None and total >= limits.tasks):
-            return
-        if most is not None and occupied[job.record.id] >= most:
+        limits, most, job_id = scene.limits, job.record.queue.max_concurrent_blocks, job.record.id
+        if books.full and (not growing or len(waiting) >= MOST_WAITING):
+            break
+        if limits.tasks is not None and total >= limits.tasks:
+            break
+        if most is not None and occupied[job_id] + waits[job_id] >= most:
             continue
-        if limits.jobs is not None and not occupied[job.record.id] and jobs_with_workers >= limits.jobs:
+        if limits.jobs is not None and not occupied[job_id] and jobs_with_workers >= limits.jobs:
             continue
-        if _can_never_fit(resources, scene.capacity) is not None:
+        ask = ask_of(task)
+        if scene.verdict(ask) is not None:
             continue
-        if resources.fits(free):
-            yield Launch(task.run, resources, trace=job.record.trace)
-            jobs_with_workers += not occupied[job.record.id]
-            occupied[job.record.id] += 1
+        nodes = books.place(ask, job_id)
+        if nodes:
+            yield Launch(task.run, ask.resources, nodes, job.record.trace)
+            everyone.append(task)
+            jobs_with_workers += not occupied[job_id]
+            occupied[job_id] += 1
             total += 1
-        free = free.minus(resources)  # also where it waits: what comes later must not overtake it for ever
+        else:
+            waiting.append(task)
+            waits[job_id] += 1
+            if len(waiting) <= MOST_KEPT:
+                books.keep(ask, job_id)
+    if growing:
+        yield from _growth(scene, everyone, waiting)
+
+
+def _growth(scene: Scene, held: Sequence[Task], waiting: Sequence[Task]) -> Iterator[Action]:
+    """What waits is told to the autoscaler, and what it waits for is put down."""
+    in_use = Counter[Ask]()
+    for task in held if waiting else ():
+        in_use[ask_of(task)] += len(task.nodes) or task.replicas
+    wanted = Counter[Ask]()
+    for task in waiting:
+        wanted[ask_of(task)] += task.replicas
+    yield Grow(_demands(in_use), _demands(wanted))
+    for task in waiting[:MOST_SAID]:
+        missing = shortfall(ask_of(task), scene.capacity.nodes)
+        why = f"waiting for a node: {missing or 'all that could hold it are in use'}"
+        if task.message != why:
+            yield Note(Held(run=task.run, message=why))
+
+
+def _demands(asks: Mapping[Ask, int]) -> tuple[Demand, ...]:
+    return tuple(Demand(ask.resources, ask.labels, ask.gpu_type, count) for ask, count in asks.items())
 
 
 def turns(jobs: Sequence[JobOutline], by_owner: Mapping[str, int], now: float) -> Iterator[tuple[JobOutline, Task]]:
@@ -277,15 +375,3 @@ def _startable(jobs: Sequence[JobOutline], now: float) -> Iterator[tuple[JobOutl
 def _may_start(job: JobOutline, task: Task, now: float) -> bool:
     wanted = job.record.intent is Intent.RUN and _deadline(job, now) is None
     return wanted and can_start(task, job.tasks, now)
-
-
-def _can_never_fit(resources: Resources, capacity: Capacity) -> str | None:
-    if not capacity.nodes or any(
-        resources.fits(node.resources) for node in capacity.nodes
-    ):  # none: it is just starting
-        return None
-    best = max((node.resources for node in capacity.nodes), key=lambda held: (held.gpus, held.cpus))
-    return (
-        f"needs {resources.cpus:g} CPUs and {resources.gpus:g} GPUs on one node; "
-        f"the largest node has {best.cpus:g} CPUs and {best.gpus:g} GPUs"
-    )

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     max_jobs_per_key: int | None = Field(
         default=None, ge=1, description="unfinished jobs of one project, and in `default` of one of api_key"
     )
+    autoscaling: bool = Field(
+        default=False, description="Ray's autoscaler may add nodes: it is told what waits for one"
+    )
     data_allow: str | None = Field(
         default=None,
         description="what jobs may name as data besides builtin: ones: comma-separated schemes (s3://), prefixes "

@@ -29,6 +29,7 @@ class Order(StrEnum):
 
     GO = "go"
     SAVE_AND_STOP = "save_and_stop"  # a last checkpoint, then Interrupted
+    SAVE_AND_MOVE = "save_and_move"  # the same, as one that is preempted: another attempt goes on elsewhere
     GIVEN_UP = "given_up"  # it counts no more: nothing it wrote would be taken
 
 
@@ -42,7 +43,9 @@ def order_of(run: Run, task: Task) -> Order:
         return Order.GIVEN_UP
     if task.state in STOPPING:
         return Order.GIVEN_UP if task.stop_by == NO_TIME else Order.SAVE_AND_STOP
-    return Order.GO if task.state in HELD else Order.GIVEN_UP
+    if task.state in HELD:
+        return Order.GO if task.stop_by is None else Order.SAVE_AND_MOVE
+    return Order.GIVEN_UP
 
 
 class Pulse:
@@ -54,7 +57,8 @@ class Pulse:
 
     def __init__(self, store: JobStore, run: Run, *, account: Account, lease: Lease, logs: LogBuffer) -> None:
         self.beats = 0  # heartbeats tried
-        self.preempted = False  # SIGTERM came: the machine is wanted
+        self.preempted = False  # the machine is wanted, or about to go
+        self.preempted_by = "SIGTERM"
         self.account = account
         self._store = store
         self._run = run
@@ -130,6 +134,8 @@ class Pulse:
             order = Order.GIVEN_UP
         with self._changed:
             self._lease.renew(sent_at)
+            if order is Order.SAVE_AND_MOVE and not self.preempted:
+                self.preempted, self.preempted_by = True, "its node is about to go"
             if self._answer is not Order.GIVEN_UP:
                 self._answer = order
             self._changed.notify_all()

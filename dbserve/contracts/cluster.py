@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from pydantic import BaseModel
+
 
 class Presence(StrEnum):
     """Of a worker's process, and of the GPU memory it held: "dead" in a cluster's books is not "gone"."""
@@ -20,11 +22,8 @@ class Resources:
     cpus: float
     gpus: float
 
-    def fits(self, free: "Resources") -> bool:
-        return self.cpus <= free.cpus + 1e-9 and self.gpus <= free.gpus + 1e-9
 
-    def minus(self, other: "Resources") -> "Resources":
-        return Resources(self.cpus - other.cpus, self.gpus - other.gpus)
+ANY_GPU = "*"  # the type of GPUs of which nobody said which they would be
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,42 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     gpu_type: str | None = None  # of its GPUs; None: it has none, or nobody said which
     draining: bool = False  # it is about to go: nothing is to begin there, and what runs there is to be moved
-    drain_by: float | None = None  # unix seconds at which it goes, where that was said
+    leaves_in: float | None = None  # seconds until it goes, where that was said
+
+
+@dataclass(frozen=True)
+class Growth:
+    """An autoscaler may add nodes: so many of these kinds as are listed. None: it does not say of which."""
+
+    nodes: tuple[Node, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What an autoscaler is to make room for, and how often."""
+
+    resources: Resources
+    labels: tuple[tuple[str, str], ...] = ()
+    gpu_type: str | None = None
+    count: int = 1
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """The living nodes of a cluster."""
+    """The living nodes of a cluster, and how it may grow; None: it does not."""
 
     nodes: tuple[Node, ...]
+    growth: Growth | None = None
 
     @property
     def total(self) -> Resources:
         each = [node.resources for node in self.nodes]
         return Resources(sum(one.cpus for one in each), sum(one.gpus for one in each))
+
+
+class ClusterRecord(BaseModel, frozen=True):
+    """The living nodes as a reconciler last saw them."""
+
+    at: float  # unix seconds, the store's clock
+    cluster: str  # its identity
+    nodes: tuple[Node, ...]

@@ -142,7 +142,7 @@ class Task(BaseModel, frozen=True):
     message: str | None = None
     micro_rows: int = 0  # rows of a micro-batch as planned; 0: nothing is trained
     split: int = 1  # each planned micro-batch is taken in so many parts: 2 after it did not fit into memory
-    stop_by: float | None = None  # unix seconds; a worker that is to stop and still lives then is killed
+    stop_by: float | None = None  # unix seconds; a worker that is to stop or to move, and still lives then, is killed
     launched_at: float | None = None  # of this attempt
     node: str | None = None
     node_id: str | None = None  # the cluster's own name for it
@@ -242,6 +242,17 @@ class PauseRequested(_Event, frozen=True):
     stop_by: float
 
 
+class MoveRequested(_Event, frozen=True):
+    """A node that the task is on is about to go: save a last checkpoint, and the next attempt goes on elsewhere.
+
+    The attempt ends as preempted; it is killed where it has not by `stop_by` (unix seconds, the store's clock).
+    """
+
+    kind: Literal["move_requested"] = "move_requested"
+    stop_by: float
+    message: str
+
+
 class Resumed(_Event, frozen=True):
     kind: Literal["resumed"] = "resumed"
 
@@ -268,11 +279,11 @@ class Retried(_Event, frozen=True):
 
 
 class Held(_Event, frozen=True):
-    """The task cannot be launched at present, and why. It stays pending."""
+    """The task cannot be launched at present, and why; it stays pending. Without a reason it merely waits."""
 
     kind: Literal["held"] = "held"
-    reason: Reason
-    message: str
+    reason: Reason | None = None
+    message: str | None = None
 
 
 class Abandoned(_Event, frozen=True):
@@ -291,6 +302,7 @@ TaskEvent = Annotated[
     | Finished
     | Crashed
     | PauseRequested
+    | MoveRequested
     | Resumed
     | CancelRequested
     | Stopped

@@ -100,6 +100,7 @@ export function eventSentence({ kind, job_status: status, data }) {
     case "finished": return ["finished", "good"];
     case "crashed": return [`crashed: ${why(data)}${again(data.retry_after)}`, "bad"];
     case "pause_requested": return ["is to pause", "warn"];
+    case "move_requested": return [`is to move: ${data.message}`, "warn"];
     case "resumed": return ["resumed", "plain"];
     case "cancel_requested": return [`is to stop${data.message ? `: ${data.message}` : ""}`, "warn"];
     case "stopped": return ["stopped", "warn"];

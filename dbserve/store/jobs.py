@@ -33,6 +33,7 @@ from dbserve.store import keys
 from dbserve.store.api_keys import ApiKeys
 from dbserve.store.attempts import retire, sums_so_far
 from dbserve.store.audit import AuditLog
+from dbserve.store.cluster import ClusterView
 from dbserve.store.codec import brief, packed, unpacked
 from dbserve.store.connection import clock, open_redis, reaching_redis, read_job, transaction
 from dbserve.store.counters import Counted, Counters, observe
@@ -71,6 +72,7 @@ class JobStore:
         self._record_progress = redis.register_script(RECORD_PROGRESS)
         self.history = History(redis)
         self.courses = Courses(redis)
+        self.cluster = ClusterView(redis)
         self.counters = Counters(redis)
         self.results = Results(redis)
         self.lease = Lease(redis, keys.LEASE)  # of the one reconciler that acts
@@ -195,7 +197,7 @@ class JobStore:
         status: JobStatus | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[list[ListedJob | JobOutline], str | None]:
-        """A project's, newest first; the cursor of the next page (None: this was the last). Those that run come in full.
+        """A project's, newest first, and the cursor of the next page (None: the last one). Those that run come in full.
 
         The cursor names the last job seen, so that jobs arriving meanwhile shift nothing.
 

@@ -17,6 +17,7 @@ DELETED = "dbserve:deleted"  # ids whose artefacts are still to be removed
 MODELS = "dbserve:models"  # as JOBS
 LEASE = "dbserve:lease:reconciler"
 UPGRADE = "dbserve:lease:upgrade"
+CLUSTER = "dbserve:cluster"  # ClusterRecord
 COUNTERS = "dbserve:counters"  # hash of numbers that only grow
 WEBHOOKS = "dbserve:webhooks"  # hash: id -> Webhook, its secret included: no worker's business
 WEBHOOK_IDS = "dbserve:webhooks:ids"  # set; absent where there is none

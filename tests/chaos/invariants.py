@@ -109,7 +109,9 @@ class Witness:
 
     def _resources(self, found: Mapping[str, JobOutline]) -> None:
         tasks = [task for outline in found.values() for task in outline.tasks.values() if task.state in OCCUPYING]
-        assert sum(task.cpus for task in tasks) <= self._cluster.capacity().total.cpus, "more is held than there is"
+        for node in self._cluster.capacity().nodes:
+            held = sum(task.cpus for task in tasks if node.id in task.nodes)
+            assert held <= node.resources.cpus, f"more is held on {node.name} than there is"
 
     def _workers(self, found: Mapping[str, JobOutline]) -> None:
         """Of each task, the store takes the word of one living process at most."""

@@ -21,6 +21,7 @@ from dbserve.contracts.status import (
     Intent,
     JobStatus,
     Launched,
+    MoveRequested,
     PauseRequested,
     Reason,
     Restored,
@@ -61,6 +62,7 @@ def events_of(run: Run) -> list[TaskEvent]:
         Finished(run=run),
         Crashed(run=run, reason=Reason.WORKER_ERROR, message="boom"),
         PauseRequested(run=run, stop_by=1.0),
+        MoveRequested(run=run, stop_by=1.0, message="host1 is about to go"),
         Resumed(run=run),
         CancelRequested(run=run, stop_by=1.0),
         Stopped(run=run),
@@ -228,13 +230,20 @@ class Machine(RuleBasedStateMachine):
     # --- what hits everybody, and the past
 
     def a_disaster_strikes(self, draw: Draw) -> None:
-        left = {"another reconciler", "another cluster", "Redis is killed and comes back"} - self.disasters
+        left = {
+            "another reconciler",
+            "another cluster",
+            "Redis is killed and comes back",
+            "the node is about to go",
+        } - self.disasters
         what = draw(st.sampled_from(sorted(left)))
         self.disasters.add(what)
         if what == "another reconciler":
             self.world.take_over()
         elif what == "another cluster":
             self.world.cluster.restart()
+        elif what == "the node is about to go":
+            self.world.cluster.drain()
         else:
             self.redis.kill()
             self.redis.start()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from dbserve.contracts.cluster import Capacity, Node, Presence, Resources
+from dbserve.contracts.cluster import Capacity, Demand, Node, Presence, Resources
 from dbserve.contracts.status import Reason, Run, Task
 from workers.presence import end, look
 
@@ -67,6 +67,9 @@ class ProcessCluster:
 
     def cause_of_death(self, run: Run) -> tuple[Reason, str] | None:
         return None
+
+    def grow(self, in_use: Sequence[Demand], waiting: Sequence[Demand]) -> None:
+        raise AssertionError("nobody said that it could grow")
 
     def pid(self, run: Run) -> int:
         """Of a worker that lives."""

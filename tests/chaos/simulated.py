@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from dbserve.contracts.cluster import Capacity, Node, Presence, Resources
+from dbserve.contracts.cluster import Capacity, Demand, Node, Presence, Resources
 from dbserve.contracts.plan import TRAINED
 from dbserve.contracts.status import Reason, Run, Task
 
@@ -32,6 +32,7 @@ class Process:
 
     run: Run
     pid: int
+    node: str
     heard_at: float  # when the store last took a word of it
     alive: bool = True  # it exists
     listed: bool = True  # in the cluster's books
@@ -58,12 +59,14 @@ class SimulatedCluster:
         self.processes: list[Process] = []
         self.launches: list[Run] = []
         self.mistakes: list[str] = []  # launches beside a worker that may live
+        self.nodes = {"node-1": False}  # whether each is about to go
         self._clock = clock
         self._cpus = cpus
         self._pids = count(100)
 
     def capacity(self) -> Capacity:
-        return Capacity((Node("node", "node", Resources(self._cpus, 0.0)),))
+        held = Resources(self._cpus, 0.0)
+        return Capacity(tuple(Node(name, name, held, draining=going) for name, going in self.nodes.items()))
 
     def alive(self) -> set[Run]:
         return {one.run for one in self.processes if self._seen(one)}
@@ -75,7 +78,10 @@ class SimulatedCluster:
         for one in self.processes:
             if (one.run.job_id, one.run.task) == (run.job_id, run.task) and self._may_work(one):
                 self.mistakes.append(f"{run} is launched while the process {one.pid} of {one.run} may still work")
-        self.processes.append(Process(run, next(self._pids), self._clock.monotonic()))
+        [node] = nodes
+        if self.nodes[node]:
+            self.mistakes.append(f"{run} is launched on {node}, which is about to go")
+        self.processes.append(Process(run, next(self._pids), node, self._clock.monotonic()))
 
     def stop(self, run: Run, *, task: Task | None) -> None:
         self._kill(lambda one: one.run == run and self._seen(one))
@@ -94,6 +100,13 @@ class SimulatedCluster:
 
     def cause_of_death(self, run: Run) -> tuple[Reason, str] | None:
         return None
+
+    def grow(self, in_use: Sequence[Demand], waiting: Sequence[Demand]) -> None:
+        raise AssertionError("nobody said that it could grow")
+
+    def drain(self) -> None:
+        """All nodes are about to go, and another has come."""
+        self.nodes = {**dict.fromkeys(self.nodes, True), f"node-{len(self.nodes) + 1}": False}
 
     def restart(self) -> None:
         """Another cluster, which knows nothing of the workers of the old one."""

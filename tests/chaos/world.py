@@ -253,7 +253,7 @@ class World:
                 self.beat(one)
 
     def begin(self, one: Process, *, twice: bool) -> None:
-        event = Started(run=one.run, node="n", node_id="n", pid=one.pid, born=float(one.pid))
+        event = Started(run=one.run, node=one.node, node_id=one.node, pid=one.pid, born=float(one.pid))
         one.task = self.tell(one, event, twice=twice)
         one.begun = one.task is not None
         if one.task is not None and not one.task.checkpoints:
@@ -310,10 +310,12 @@ class World:
             one.alive = False
             return
         one.heard_at = self.clock.monotonic()
-        if order is Order.SAVE_AND_STOP and one.restored:
+        if order in {Order.SAVE_AND_STOP, Order.SAVE_AND_MOVE} and one.restored:
             assert one.task is not None
             if one.task.kind in TRAINED:
                 self.save(one, 1, twice=False)
+            if order is Order.SAVE_AND_MOVE:
+                self.tell(one, Crashed(run=one.run, reason=Reason.PREEMPTED, message="moved"), twice=False)
             one.alive = False
 
     def tell(self, one: Process, event: TaskEvent, *, twice: bool) -> Task | None:

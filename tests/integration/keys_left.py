@@ -20,6 +20,7 @@ FIXED = {
     keys.WEBHOOKS,
     keys.WEBHOOK_IDS,
     keys.OUTBOX,
+    keys.CLUSTER,
     keys.COUNTERS,
     keys.API_KEYS,
     keys.API_KEYS_USED,

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
-from dbserve.contracts.cluster import Resources
 from dbserve.contracts.snapshot import Standing
 from dbserve.contracts.status import (
     Crashed,
@@ -27,6 +26,7 @@ from dbserve.contracts.status import (
     TaskState,
 )
 from dbserve.lifecycle import advance, standing
+from dbserve.placement import _Page  # pyright: ignore[reportPrivateUsage]
 from dbserve.reconciler import Reconciler
 from dbserve.store import attempts, history, jobs, keys, scripts, wishes
 from tests.chaos.durable_redis import DurableRedis
@@ -39,6 +39,7 @@ MET = {  # whatever is drawn; test_every_transition has all pairs
     ("launched", "started"),
     ("running", "checkpointed"),
     ("running", "crashed"),
+    ("running", "move_requested"),
     ("running", "finished"),
     ("running", "cancel_requested"),
     ("cancelling", "stopped"),
@@ -189,10 +190,10 @@ def dead_is_taken_for_gone(patch: pytest.MonkeyPatch) -> None:
 
 
 def more_is_launched_than_fits(patch: pytest.MonkeyPatch) -> None:
-    def fits(*_: object) -> bool:
-        return True
+    def room(*_: object) -> int:
+        return 1
 
-    patch.setattr(Resources, "fits", fits)
+    patch.setattr(_Page, "room", room)
 
 
 SOON_FOUND = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dbserve.artefacts import open_artefacts
-from dbserve.contracts.cluster import Capacity, Node, Presence, Resources
+from dbserve.contracts.cluster import Capacity, Demand, Node, Presence, Resources
 from dbserve.contracts.status import (
     Crashed,
     Launched,
@@ -61,6 +61,9 @@ class RememberingCluster:
 
     def cause_of_death(self, run: Run) -> tuple[Reason, str] | None:
         return self.causes.get(run)
+
+    def grow(self, in_use: Sequence[Demand], waiting: Sequence[Demand]) -> None:
+        raise AssertionError("nobody said that it could grow")
 
 
 def reconciler_of(store: JobStore, cluster: RememberingCluster, directory: Path, **limits: float) -> Reconciler:

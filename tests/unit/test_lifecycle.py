@@ -21,6 +21,7 @@ from dbserve.contracts.status import (
     JobStatus,
     Launched,
     LostCheckpoint,
+    MoveRequested,
     PauseRequested,
     Reason,
     Restored,
@@ -55,6 +56,7 @@ FINISHED = Finished(run=RUN, at=4.0)
 CRASHED = Crashed(run=RUN, at=4.0, reason=Reason.WORKER_LOST, message="gone", retry_after=5.0)
 CANCEL = CancelRequested(run=RUN, at=4.0, stop_by=34.0)
 PAUSE = PauseRequested(run=RUN, at=4.0, stop_by=34.0)
+MOVE = MoveRequested(run=RUN, at=4.0, stop_by=34.0, message="host1 is about to go")
 RESUMED = Resumed(run=RUN, at=4.0)
 RETRIED = Retried(run=RUN, at=4.0)
 RESTORED = Restored(run=RUN, at=4.0, step=5, lost=(LostCheckpoint(step=10, path="p/1/10", message="flipped"),))
@@ -64,7 +66,7 @@ HELD = Held(run=RUN, at=1.0, reason=Reason.UNSCHEDULABLE, message="no GPU")
 ABANDONED = Abandoned(run=RUN, at=5.0, message="block-1 did not succeed")
 EVENTS: tuple[TaskEvent, ...] = (
     LAUNCHED, STARTED, RESTORED, CHECKPOINTED, UNSAVED, FINISHED, CRASHED,
-    PAUSE, RESUMED, CANCEL, STOPPED, RETRIED, HELD, ABANDONED,
+    PAUSE, RESUMED, CANCEL, STOPPED, RETRIED, HELD, ABANDONED, MOVE,
 )  # fmt: skip
 
 P, L, R, C = TaskState.PENDING, TaskState.LAUNCHED, TaskState.RUNNING, TaskState.CANCELLING
@@ -74,16 +76,16 @@ no = None
 
 # Rows: the state before; columns: EVENTS in order. Every pair is here.
 TABLE: dict[TaskState, tuple[TaskState | None, ...]] = {
-    # laun star rest ckpt fail fini cras paus resu canc stop retr held aban
-    P: (L,  no,  no,  no,  no,  no,  no,  D,   P,   X,  no,  P,   P,   X),
-    L: (L,  R,   no,  no,  no,  no,  P,   G,   no,  C,  no,  no,  no,  no),
-    R: (no, R,   R,   R,   R,   S,   P,   G,   no,  C,  no,  no,  no,  no),
-    G: (no, no,  G,   G,   G,   S,   D,   G,   no,  C,  D,   no,  no,  no),
-    D: (no, no,  no,  no,  no,  no,  no,  D,   P,   X,  no,  no,  no,  X),
-    C: (no, no,  C,   C,   C,   no,  no,  no,  no,  C,  X,   no,  no,  no),
-    S: (no, no,  no,  no,  no,  S,   no,  no,  no,  no, no,  no,  no,  no),
-    F: (no, no,  no,  no,  no,  no,  F,   no,  no,  no, no,  P,   no,  no),
-    X: (no, no,  no,  no,  no,  no,  no,  no,  no,  X,  X,   P,   no,  X),
+    # laun star rest ckpt fail fini cras paus resu canc stop retr held aban move
+    P: (L,  no,  no,  no,  no,  no,  no,  D,   P,   X,  no,  P,   P,   X,  no),
+    L: (L,  R,   no,  no,  no,  no,  P,   G,   no,  C,  no,  no,  no,  no, L),
+    R: (no, R,   R,   R,   R,   S,   P,   G,   no,  C,  no,  no,  no,  no, R),
+    G: (no, no,  G,   G,   G,   S,   D,   G,   no,  C,  D,   no,  no,  no, no),
+    D: (no, no,  no,  no,  no,  no,  no,  D,   P,   X,  no,  no,  no,  X,  no),
+    C: (no, no,  C,   C,   C,   no,  no,  no,  no,  C,  X,   no,  no,  no, no),
+    S: (no, no,  no,  no,  no,  S,   no,  no,  no,  no, no,  no,  no,  no, no),
+    F: (no, no,  no,  no,  no,  no,  F,   no,  no,  no, no,  P,   no,  no, no),
+    X: (no, no,  no,  no,  no,  no,  no,  no,  no,  X,  X,   P,   no,  X,  no),
 }  # fmt: skip
 
 
