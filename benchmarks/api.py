@@ -75,6 +75,8 @@ class Figure:
 class Service:
     redis_url: str
     port: int
+    redis_pid: int
+    api_pid: int
 
 
 @contextlib.contextmanager
@@ -89,7 +91,7 @@ def service() -> Generator[Service]:
             *("--port", "0", "--unixsocket", str(socket), "--dir", name),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
         ]
-        _child(stack, command, stdout=log)
+        server = _child(stack, command, stdout=log)
         url = f"unix://{socket}"
         _wait(lambda: _ping(socket), "redis-server")
         environment = {
@@ -101,9 +103,9 @@ def service() -> Generator[Service]:
         command = [sys.executable, "-m", "dbserve", "api", "--host", "127.0.0.1", "--port", "0"]
         said = directory / "api.log"
         with said.open("wb") as out:
-            _child(stack, command, stdout=out, stderr=log, env=environment)
+            serving = _child(stack, command, stdout=out, stderr=log, env=environment)
         _wait(lambda: b"\n" in said.read_bytes(), "the API")
-        yield Service(url, int(said.read_text().splitlines()[0].rpartition(":")[2]))
+        yield Service(url, int(said.read_text().splitlines()[0].rpartition(":")[2]), server.pid, serving.pid)
 
 
 def job(blocks: int) -> JobSpec:
