@@ -7,12 +7,29 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from dbserve import __version__
-from dbserve.api import architectures, events, jobs, live, models, ops, page, problems, reports, webhooks
-from dbserve.api.auth import require_key
+from dbserve.api import (
+    architectures,
+    audit,
+    documentation,
+    events,
+    jobs,
+    keys,
+    live,
+    models,
+    ops,
+    page,
+    problems,
+    reports,
+    webhooks,
+)
+from dbserve.api.auditing import Auditing
+from dbserve.api.auth import permit
 from dbserve.api.context import Services
 from dbserve.api.envelope import BodyLimit, Envelope
+from dbserve.api.guards import CORS_ASKS, CORS_METHODS, CORS_SHOWS
 from dbserve.artefacts import open_artefacts
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.views import Problem
@@ -59,16 +76,26 @@ def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
         summary="Train residual networks as independent denoising blocks.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # ours is stricter
+        redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.services = services
     problems.install(app)
-    for router in (jobs.router, events.router, live.router, reports.router, models.router, architectures.router):
-        app.include_router(router, dependencies=[Depends(require_key)])
-    app.include_router(webhooks.router, dependencies=[Depends(require_key)])
-    app.include_router(ops.router)
-    app.include_router(page.router)
+    for kind in (jobs, events, live, reports, models, architectures, webhooks, keys, audit):
+        app.include_router(kind.router, dependencies=[Depends(permit)])
+    for kind in (ops, page, documentation):
+        app.include_router(kind.router)
     app.add_middleware(BodyLimit)
+    if origins := settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=CORS_METHODS,
+            allow_headers=CORS_ASKS,
+            expose_headers=CORS_SHOWS,
+        )
+    app.add_middleware(Auditing, services=services)
     app.add_middleware(Envelope, metrics=services.http)  # added last: the outermost
     return app
 

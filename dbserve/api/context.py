@@ -1,25 +1,22 @@
-"""What routes share: settings, the store, this process's counters; and the shape of an id."""
+"""What routes share: settings, the store, this process's counters."""
 
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Request
 
+from dbserve.api.doorkeeper import Doorkeeper
 from dbserve.api.fanout import Fanout
 from dbserve.api.outage import Outage
 from dbserve.api.readiness import ArtefactProbe
 from dbserve.api.submission import Plans
 from dbserve.api.watching import LiveViews
-from dbserve.errors import JobNotFound, ModelNotFound
 from dbserve.metrics import HttpMetrics
 from dbserve.settings import Settings
 from dbserve.store import JobStore
 from dbserve.tracing import UNTRACED, Tracer
 from dbserve.webhooks.posting import Poster
-
-_ID = re.compile(r"[A-Za-z0-9]{1,64}")  # ids become parts of storage keys and of paths: nothing else may
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,10 @@ class Services:
         return Outage(self.opened)
 
     @cached_property
+    def door(self) -> Doorkeeper:
+        return Doorkeeper(self.settings, self.opened, self.outage)
+
+    @cached_property
     def fanout(self) -> Fanout:
         """Of this process, whose event loop it needs: made with the first stream."""
         return Fanout(self.opened)
@@ -72,19 +73,5 @@ async def _store(services: Annotated[Services, Depends(_services)]) -> JobStore:
     return services.store
 
 
-async def _job_id(job_id: Annotated[str, Path()]) -> str:
-    if not _ID.fullmatch(job_id):
-        raise JobNotFound(job_id)
-    return job_id
-
-
-async def _model_id(model_id: Annotated[str, Path()]) -> str:
-    if not _ID.fullmatch(model_id):
-        raise ModelNotFound(model_id)
-    return model_id
-
-
 With = Annotated[Services, Depends(_services)]
 Store = Annotated[JobStore, Depends(_store)]
-JobId = Annotated[str, Depends(_job_id)]
-ModelId = Annotated[str, Depends(_model_id)]

@@ -11,9 +11,11 @@ from pydantic import BaseModel, Field
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 
-from dbserve.api.context import JobId, Services, With
+from dbserve.api.auth import Asking, Caller
+from dbserve.api.context import Services, With
 from dbserve.api.negotiation import preferred
 from dbserve.api.problems import problems
+from dbserve.api.tenancy import JobId
 from dbserve.api.views import event_view, log_view
 from dbserve.contracts.status import TERMINAL_JOB, LogLine
 from dbserve.contracts.views import EventView, LogView, Page
@@ -61,6 +63,7 @@ async def events(
     request: Request,
     job_id: JobId,
     services: With,
+    caller: Asking,
     query: Annotated[EventsQuery, Query()],
     last_event_id: LastEventId = None,
 ) -> object:
@@ -80,7 +83,7 @@ async def events(
     first = await store.history.events(job_id, after=after, limit=1)  # what is wrong is said before the stream begins
     if not first and await _ended(store, job_id):
         return Response(status_code=204)
-    return event_stream(services, services.fanout.follow(job_id, after))
+    return event_stream(services, caller, services.fanout.follow(job_id, after))
 
 
 @router.get(
@@ -92,6 +95,7 @@ async def logs(
     request: Request,
     job_id: JobId,
     services: With,
+    caller: Asking,
     query: Annotated[LogsQuery, Query()],
     last_event_id: LastEventId = None,
 ) -> object:
@@ -101,8 +105,8 @@ async def logs(
     if query.follow:
         lines = _tail_then_follow(store, job_id, chosen, query.tail, last_event_id)
         if preferred(request, "text/event-stream", "text/plain") == "text/plain":
-            return StreamingResponse(_as_text(services, lines), media_type="text/plain")
-        return event_stream(services, _as_log_events(lines))
+            return StreamingResponse(_as_text(services, caller, lines), media_type="text/plain")
+        return event_stream(services, caller, _as_log_events(lines))
     found = await store.history.logs(job_id, **chosen.model_dump(), tail=query.tail)
     if preferred(request, "application/json", "text/plain") == "text/plain":
         return PlainTextResponse("".join(map(_text_line, found)))
@@ -178,14 +182,19 @@ async def _ended(store: JobStore, job_id: str) -> bool:
 
 
 def event_stream(
-    services: Services, content: AsyncGenerator[bytes], *, heartbeat: int = HEARTBEAT_SECONDS
+    services: Services, caller: Caller, content: AsyncGenerator[bytes], *, heartbeat: int = HEARTBEAT_SECONDS
 ) -> EventSourceResponse:
-    """A stream of encoded events with a comment every `heartbeat` seconds, counted while it lasts."""
+    """A stream of encoded events with a comment every `heartbeat` seconds, counted while it lasts.
+
+    Nothing more is sent once the caller's key was revoked or has expired.
+    """
 
     async def counted() -> AsyncGenerator[bytes]:
         with services.http.sse_clients.track_inprogress():
             async with aclosing(content):
                 async for piece in content:
+                    if not await services.door.still_opens(caller.identity):
+                        return
                     yield piece
 
     return EventSourceResponse(
@@ -197,9 +206,11 @@ def event_stream(
     )
 
 
-async def _as_text(services: Services, lines: AsyncGenerator[LogLine]) -> AsyncGenerator[str]:
+async def _as_text(services: Services, caller: Caller, lines: AsyncGenerator[LogLine]) -> AsyncGenerator[str]:
     with services.http.sse_clients.track_inprogress(), suppress(JobNotFound, StoreUnavailable):
         async for line in lines:
+            if not await services.door.still_opens(caller.identity):
+                return
             yield _text_line(line)
 
 

@@ -5,10 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
 
-from dbserve.api.auth import Owner
-from dbserve.api.context import JobId, Store, With
+from dbserve.api.auth import Asking
+from dbserve.api.context import Store, With
 from dbserve.api.problems import problems
 from dbserve.api.submission import BODY, Submitted
+from dbserve.api.tenancy import JobId
 from dbserve.api.traces import Traced
 from dbserve.api.views import block_view, block_views, checkpoint_views, job_summary, job_view, metrics_view
 from dbserve.contracts.plan import TRAINED, JobPlan
@@ -41,25 +42,25 @@ class CancelQuery(BaseModel, extra="forbid"):
     force: bool = Field(default=False, description="kill the workers at once: no last checkpoints")
 
 
-@router.post("/plans", tags=["plans"], openapi_extra=BODY, responses=problems(413, 415, 422))
+@router.post("/plans", tags=["plans"], openapi_extra=BODY, responses=problems(408, 413, 415, 422))
 async def make_plan(spec: Submitted, services: With) -> JobPlan:
     """What a job would become: blocks, sigma intervals, parameters, bytes. Nothing is stored."""
     return await services.plans.make(spec)
 
 
-@router.post("/jobs", tags=["jobs"], status_code=202, openapi_extra=BODY, responses=problems(413, 415, 422, 429))
+@router.post("/jobs", tags=["jobs"], status_code=202, openapi_extra=BODY, responses=problems(408, 413, 415, 422, 429))
 async def submit_job(
     traced: Traced,
     spec: Submitted,
     services: With,
     response: Response,
-    owner: Owner,
+    caller: Asking,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Accepts a job; answered when it is durable. `Idempotent-Replayed` tells a repeated request from the first."""
     store, request = services.store, spec.digest() if idempotency_key else ""
     # A repeat is answered before it is planned: its shards may be gone by now, and its job is not.
-    record = await store.recall(idempotency_key, request) if idempotency_key else None
+    record = await store.recall(idempotency_key, request, project=caller.project) if idempotency_key else None
     if record is not None:
         snapshot, created = await store.snapshot(record.id), False
     else:
@@ -70,7 +71,8 @@ async def submit_job(
             job_plan,
             idempotency_key=idempotency_key,
             request_digest=request,
-            owner=owner,
+            project=caller.project,
+            owner=caller.owner,
             quota=services.settings.max_jobs_per_key,
             trace=traced.traceparent,
         )
@@ -83,10 +85,14 @@ async def submit_job(
 
 
 @router.get("/jobs", tags=["jobs"], responses=problems(422))
-async def list_jobs(store: Store, query: Annotated[JobsQuery, Query()]) -> Page[JobSummary]:
-    """Jobs, newest first. Pages are stable while new jobs arrive."""
+async def list_jobs(store: Store, caller: Asking, query: Annotated[JobsQuery, Query()]) -> Page[JobSummary]:
+    """Jobs of the project, newest first. Pages are stable while new jobs arrive."""
     snapshots, following = await store.list_jobs(
-        limit=query.limit, after=query.after, status=query.status, labels=_labels(query.label)
+        project=caller.project,
+        limit=query.limit,
+        after=query.after,
+        status=query.status,
+        labels=_labels(query.label),
     )
     data = tuple(job_summary(snapshot) for snapshot in snapshots)
     return Page(data=data, has_more=following is not None, next=following)

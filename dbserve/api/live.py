@@ -5,9 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
 
-from dbserve.api.context import JobId, With
+from dbserve.api.auth import Asking
+from dbserve.api.context import With
 from dbserve.api.events import event_stream
 from dbserve.api.problems import problems
+from dbserve.api.tenancy import JobId
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["history"])
 
@@ -27,7 +29,7 @@ LastSeen = Annotated[
         **problems(404, 422),
     },
 )
-async def live(job_id: JobId, services: With, last_seen: LastSeen = None) -> Response:
+async def live(job_id: JobId, services: With, caller: Asking, last_seen: LastSeen = None) -> Response:
     """The job whenever it has changed, once a second at most: events `job`, each GET /v1/jobs/{job_id} less its `spec`.
 
     `newest_event` is added: the id of the last event of its history. A reader that is slow misses views, never the
@@ -39,4 +41,5 @@ async def live(job_id: JobId, services: With, last_seen: LastSeen = None) -> Res
     view = await services.live.newest(job_id)
     if view.ended and view.id == last_seen:
         return Response(status_code=204)
-    return event_stream(services, services.live.follow(job_id, view, last_seen), heartbeat=HEARTBEAT_SECONDS)
+    views = services.live.follow(job_id, view, last_seen)
+    return event_stream(services, caller, views, heartbeat=HEARTBEAT_SECONDS)

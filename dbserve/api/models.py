@@ -8,8 +8,10 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from dbserve.api.archive import archive
-from dbserve.api.context import ModelId, Store, With
+from dbserve.api.auth import Asking
+from dbserve.api.context import Store, With
 from dbserve.api.problems import problems
+from dbserve.api.tenancy import ModelId
 from dbserve.api.views import model_summary, model_view
 from dbserve.artefacts import open_artefacts
 from dbserve.contracts.views import ModelSummary, ModelView, Page
@@ -25,9 +27,9 @@ class ModelsQuery(BaseModel, extra="forbid"):
 
 
 @router.get("", responses=problems(422))
-async def list_models(store: Store, query: Annotated[ModelsQuery, Query()]) -> Page[ModelSummary]:
-    """Models, newest first."""
-    models, following = await store.results.list_models(limit=query.limit, after=query.after)
+async def list_models(store: Store, caller: Asking, query: Annotated[ModelsQuery, Query()]) -> Page[ModelSummary]:
+    """Models of the project, newest first."""
+    models, following = await store.results.list_models(project=caller.project, limit=query.limit, after=query.after)
     return Page(data=tuple(map(model_summary, models)), has_more=following is not None, next=following)
 
 

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from dbserve import __version__
-from dbserve.api.auth import require_key
+from dbserve.api.auth import permit
 from dbserve.api.context import Services, With
 from dbserve.api.problems import problems
 from dbserve.contracts.views import HealthView, ReadinessView
@@ -41,7 +41,7 @@ async def _redis(services: Services) -> str | None:
 @router.get(
     "/metrics",
     response_class=Response,
-    dependencies=[Depends(require_key)],
+    dependencies=[Depends(permit)],
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems()},
 )
 async def metrics(request: Request, services: With) -> Response:

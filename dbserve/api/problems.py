@@ -25,14 +25,20 @@ from dbserve.errors import (
     JobNotPaused,
     JobNotTerminal,
     JobTerminal,
+    KeyEnded,
+    KeyNotFound,
     ModelNotFound,
     NothingToRetry,
+    ProjectForbidden,
     QuotaExceeded,
+    RateLimited,
     ReportNotReady,
+    ScopeMissing,
     SpecInvalid,
     StaleRun,
     StoreSilent,
     StoreUnavailable,
+    TooManyKeys,
     TooManyWebhooks,
     WebhookNotFound,
 )
@@ -52,6 +58,12 @@ _STATUS: Mapping[type[DbserveError], int] = {
     ModelNotFound: 404,
     ArchitectureNotFound: 404,
     WebhookNotFound: 404,
+    KeyNotFound: 404,
+    ScopeMissing: 403,
+    ProjectForbidden: 403,
+    KeyEnded: 409,
+    TooManyKeys: 409,
+    RateLimited: 429,
     ReportNotReady: 409,
     JobNotTerminal: 409,
     JobTerminal: 409,
@@ -67,6 +79,7 @@ _STATUS: Mapping[type[DbserveError], int] = {
 }
 
 _HTTP_CODES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 406: "not_acceptable"} | {
+    408: "body_too_slow",
     413: "body_too_large",
     415: "unsupported_media_type",
 }
@@ -111,7 +124,8 @@ def explained(request: Request, error: DbserveError) -> Response:
             pass
     if status >= 500:
         log.warning("%s: %s", error.code, error)
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in {429, 503} else None
+    wait = error.retry_after if isinstance(error, RateLimited) else RETRY_AFTER_SECONDS
+    headers = {"Retry-After": str(wait)} if status in {429, 503} else None
     return problem_response(request, status, error.code, title, str(error), errors=errors, headers=headers)
 
 
@@ -175,14 +189,16 @@ def _documented(status: int, meaning: str) -> dict[str, Any]:
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: _documented(status, meaning)
     for status, meaning in {
-        401: "The API key is missing or wrong",
+        401: "The API key is missing, wrong, or has ended",
+        403: "The API key may not do this, or not in this project",
         404: "Not known",
+        408: "The body did not come within 60 s",
         409: "Not possible as things stand",
         410: "The history was trimmed; read the state and start again",
         413: "The body is larger than 1 MiB",
-        415: "Neither JSON nor YAML",
+        415: "Neither JSON nor YAML, or compressed",
         422: "Invalid; `errors` points at each fault",
-        429: "As many unfinished jobs as this API key may have; try again after Retry-After seconds",
+        429: "Too many requests within a minute, or as many unfinished jobs as there may be; see Retry-After",
         500: "The server failed",
         503: "Redis does not answer; try again after Retry-After seconds",
     }.items()
@@ -191,4 +207,4 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, for its OpenAPI description."""
-    return {status: PROBLEMS[status] for status in (*statuses, 401, 500, 503)}
+    return {status: PROBLEMS[status] for status in sorted({*statuses, 401, 403, 429, 500, 503})}

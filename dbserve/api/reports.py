@@ -7,9 +7,11 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, JsonValue
 from starlette.concurrency import run_in_threadpool
 
-from dbserve.api.context import JobId, Store
+from dbserve.api.context import Store
+from dbserve.api.guards import REPORT
 from dbserve.api.negotiation import preferred
 from dbserve.api.problems import problems
+from dbserve.api.tenancy import JobId
 from dbserve.contracts.report import Report
 from dbserve.report.page import render
 
@@ -29,7 +31,7 @@ async def report(request: Request, job_id: JobId, store: Store, query: Annotated
     """What was measured about a job: JSON, or one self-contained page (text/html or ?format=html). 409: not yet."""
     found = await store.results.report(job_id)
     asked = query.format or preferred(request, "application/json", "text/html").partition("/")[2]
-    return HTMLResponse(await run_in_threadpool(render, found)) if asked == "html" else found
+    return HTMLResponse(await run_in_threadpool(render, found), headers=REPORT) if asked == "html" else found
 
 
 @router.get("/report-schema", responses=problems())

@@ -6,12 +6,14 @@ import secrets
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from dbserve.api.auth import Asking
 from dbserve.api.context import Store, With
 from dbserve.api.problems import problems
+from dbserve.api.tenancy import OwnWebhook
 from dbserve.api.views import utc, when
 from dbserve.contracts.views import Page
 from dbserve.contracts.webhook import (
@@ -24,7 +26,7 @@ from dbserve.contracts.webhook import (
     WebhookDetail,
     WebhookView,
 )
-from dbserve.errors import WebhookInvalid, WebhookNotFound
+from dbserve.errors import WebhookInvalid
 from dbserve.jobfile import faults
 from dbserve.plaintree import read_json
 from dbserve.webhooks.addresses import target_of
@@ -52,24 +54,18 @@ async def _asked(request: Request) -> NewWebhook:
         raise WebhookInvalid(faults(invalid, tree, NewWebhook)) from None
 
 
-async def _webhook_id(webhook_id: Annotated[str, Path()]) -> str:
-    if not (webhook_id.isascii() and webhook_id.isalnum() and len(webhook_id) <= 64):  # it becomes part of a key
-        raise WebhookNotFound(webhook_id)
-    return webhook_id
-
-
-WebhookId = Annotated[str, Depends(_webhook_id)]
 Asked = Annotated[NewWebhook, Depends(_asked)]
 
 
-@router.post("", status_code=201, openapi_extra=_BODY, responses=problems(409, 413, 415, 422))
-async def create_webhook(asked: Asked, services: With) -> WebhookCreated:
+@router.post("", status_code=201, openapi_extra=_BODY, responses=problems(408, 409, 413, 415, 422))
+async def create_webhook(asked: Asked, services: With, caller: Asking, response: Response) -> WebhookCreated:
     """A new receiver. The secret that signs its messages is answered here, and never again."""
     target = target_of(asked.url)
     await checked_addresses(target, private_hosts=services.settings.webhook_private_hosts)
     secret = new_secret() if asked.secret is None else asked.secret.get_secret_value()
     webhook = Webhook(
         id=f"w{secrets.token_hex(8)}",
+        project=caller.project,
         url=str(target.url),
         events=asked.events,
         description=asked.description,
@@ -77,33 +73,32 @@ async def create_webhook(asked: Asked, services: With) -> WebhookCreated:
         created_at=await services.store.clock(),
     )
     await services.store.webhooks.add(webhook)
+    response.headers["Location"] = f"/v1/webhooks/{webhook.id}"
     return WebhookCreated(**_view(webhook).model_dump(), secret=secret)
 
 
 @router.get("", responses=problems())
-async def list_webhooks(store: Store) -> Page[WebhookView]:
-    """Every webhook, oldest first."""
-    return Page(data=tuple(map(_view, await store.webhooks.all())))
+async def list_webhooks(store: Store, caller: Asking) -> Page[WebhookView]:
+    """Every webhook of the project, oldest first."""
+    return Page(data=tuple(_view(one) for one in await store.webhooks.all() if one.project == caller.project))
 
 
 @router.get("/{webhook_id}", responses=problems(404))
-async def show_webhook(webhook_id: WebhookId, store: Store) -> WebhookDetail:
+async def show_webhook(webhook: OwnWebhook, store: Store) -> WebhookDetail:
     """A webhook with its last attempts at a delivery: when, what the receiver said, when the next one is."""
-    webhook = await store.webhooks.get(webhook_id)
-    waiting, attempts = await store.webhooks.attempts(webhook_id)
+    waiting, attempts = await store.webhooks.attempts(webhook.id)
     return WebhookDetail(**_view(webhook).model_dump(), waiting=waiting, deliveries=tuple(map(_attempt, attempts)))
 
 
 @router.delete("/{webhook_id}", status_code=204, responses=problems(404))
-async def delete_webhook(webhook_id: WebhookId, store: Store) -> None:
+async def delete_webhook(webhook: OwnWebhook, store: Store) -> None:
     """Nothing more is sent, of what is on its way neither."""
-    await store.webhooks.remove(webhook_id)
+    await store.webhooks.remove(webhook.id)
 
 
 @router.post("/{webhook_id}/test", responses=problems(404))
-async def ping_webhook(webhook_id: WebhookId, services: With) -> PingView:
+async def ping_webhook(webhook: OwnWebhook, services: With) -> PingView:
     """Sends a `ping`, signed as every message, and answers with what the receiver said. It is not tried again."""
-    webhook = await services.store.webhooks.get(webhook_id)
     ping = ping_of(webhook, now=time.time())
     poster = await asyncio.to_thread(lambda: services.poster)  # the first one blocks
     answer = await poster.post(webhook, ping)
@@ -117,7 +112,7 @@ async def ping_webhook(webhook_id: WebhookId, services: With) -> PingView:
 
 
 def _view(webhook: Webhook) -> WebhookView:
-    shown = webhook.model_dump(exclude={"secret", "created_at"})
+    shown = webhook.model_dump(exclude={"secret", "project", "created_at"})
     return WebhookView(**shown, created_at=utc(webhook.created_at))
 
 

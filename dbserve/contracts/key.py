@@ -35,7 +35,7 @@ class NewKey(BaseModel, frozen=True, extra="forbid"):
     project: str | None = Field(
         default=None,
         pattern=rf"^({PROJECT}|\*)$",
-        description="of the asking key unless it is given; *: of the deployment, which sees every project",
+        description="the one that the request acts in unless it is given; *: the deployment, which sees every project",
     )
     expires_in_seconds: int | None = Field(default=None, ge=1, le=LONGEST_LIFE, description="null: it does not expire")
 

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from dbserve.api.app import create_app
 from dbserve.api.envelope import MAX_BODY_BYTES
 from dbserve.settings import Settings, read_settings
+from dbserve.store.ownership import Ownership
 from tests.jobs import small_spec
 
 JSON = {"Content-Type": "application/json"}
@@ -36,12 +37,13 @@ def calling(app: FastAPI, **headers: str) -> httpx.AsyncClient:
 
 @pytest.fixture
 def app(tmp_path: Path) -> FastAPI:
-    return create_app(settings(tmp_path))
+    """With a key: without one it would have to ask Redis first whether there are any."""
+    return create_app(settings(tmp_path, api_key=KEY))
 
 
 @pytest.fixture
 async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with calling(app) as client:
+    async with calling(app, Authorization=f"Bearer {KEY}") as client:
         yield client
 
 
@@ -97,8 +99,12 @@ async def test_a_large_body_is_refused_whether_or_not_it_says_its_length(http: h
     ],
 )
 async def test_a_wrong_parameter_is_pointed_at_and_not_echoed(
-    http: httpx.AsyncClient, path: str, places: list[str]
+    http: httpx.AsyncClient, path: str, places: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def ours(*_: object) -> str:
+        return "default"
+
+    monkeypatch.setattr(Ownership, "of_job", ours)
     response = await http.get(path)
     assert response.status_code == 422
     assert [error["pointer"] for error in response.json()["errors"]] == places

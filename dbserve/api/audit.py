@@ -1,0 +1,46 @@
+"""The audit log, as its readers see it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from dbserve.api.auth import Asking
+from dbserve.api.context import Store
+from dbserve.api.problems import problems
+from dbserve.api.views import utc
+from dbserve.contracts.audit import AuditEntry, AuditView
+from dbserve.contracts.key import ALL_PROJECTS
+from dbserve.contracts.views import Page
+from dbserve.errors import ProjectForbidden
+
+router = APIRouter(prefix="/v1/audit", tags=["keys"])
+
+
+class AuditQuery(BaseModel, extra="forbid"):
+    limit: int = Field(default=100, ge=1, le=1000)
+    after: str | None = Field(
+        default=None, pattern=r"^[0-9]{1,18}-[0-9]{1,18}$", description="`next` of the page before"
+    )
+    deployment: bool = Field(default=False, description="instead, what is no project's")
+
+
+@router.get("", responses=problems(422))
+async def list_audit(caller: Asking, store: Store, query: Annotated[AuditQuery, Query()]) -> Page[AuditView]:
+    """Every request of the project that changed something or was refused to, newest first; the last 20,000.
+
+    With `deployment`, for keys of the whole deployment: what was done to such keys, and what came without a good key.
+    """
+    if query.deployment and not caller.every_project:
+        raise ProjectForbidden("what is no project's is shown to keys of the whole deployment")
+    of = ALL_PROJECTS if query.deployment else caller.project
+    found, following = await store.audit.page(of, limit=query.limit, after=query.after)
+    return Page(
+        data=tuple(_view(entry_id, entry) for entry_id, entry in found),
+        has_more=following is not None,
+        next=following,
+    )
+
+
+def _view(entry_id: str, entry: AuditEntry) -> AuditView:
+    return AuditView(id=entry_id, at=utc(entry.at), **entry.model_dump(exclude={"at"}))

@@ -1,0 +1,150 @@
+"""API keys: who may come in, to what, and for how long."""
+
+import json
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+from dbserve.api import credentials
+from dbserve.api.auth import Asking, Caller, noted
+from dbserve.api.context import Store, With
+from dbserve.api.problems import problems
+from dbserve.api.tenancy import OwnKey
+from dbserve.api.views import utc, when
+from dbserve.contracts.key import ALL_PROJECTS, LONGEST_GRACE, ApiKey, CallerView, KeyCreated, KeyView, NewKey, Scope
+from dbserve.contracts.views import Page
+from dbserve.errors import KeyInvalid, ProjectForbidden, ScopeMissing
+from dbserve.jobfile import faults
+from dbserve.plaintree import read_json
+from dbserve.store.api_keys import Found
+
+router = APIRouter(prefix="/v1", tags=["keys"])
+
+DAY_SECONDS = 24 * 3600
+
+_SCHEMA = NewKey.model_json_schema(ref_template="#/components/schemas/{model}")
+del _SCHEMA["$defs"]  # the scopes, which the answers' schemas name too
+
+# As of jobs, the body is read and parsed here: FastAPI's parser lets duplicate keys through and echoes input.
+_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
+
+
+class RotateQuery(BaseModel, extra="forbid"):
+    grace_seconds: int = Field(
+        default=DAY_SECONDS, ge=0, le=LONGEST_GRACE, description="how long the old secret still opens; 0: no more"
+    )
+
+
+async def _asked(request: Request) -> NewKey:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "send the key as application/json, and say so in Content-Type")
+    tree = read_json(await request.body())
+    try:
+        return NewKey.model_validate_json(json.dumps(tree, allow_nan=False))
+    except ValidationError as invalid:
+        raise KeyInvalid(faults(invalid, tree, NewKey)) from None
+
+
+Asked = Annotated[NewKey, Depends(_asked)]
+
+
+@router.get("/me", responses=problems())
+async def show_caller(caller: Asking) -> CallerView:
+    """Who asks: what the key may do, and in which project the request acts."""
+    scopes = tuple(scope for scope in Scope if scope in caller.scopes)
+    return CallerView(key_id=caller.key_id, project=caller.project, every_project=caller.every_project, scopes=scopes)
+
+
+@router.post("/keys", status_code=201, openapi_extra=_BODY, responses=problems(408, 409, 413, 415, 422))
+async def create_key(request: Request, caller: Asking, asked: Asked, store: Store, response: Response) -> KeyCreated:
+    """A new key, which is answered here and never again. It may do no more than the key that makes it."""
+    project = asked.project or caller.project
+    if not caller.every_project and project != caller.project:
+        raise ProjectForbidden("this API key makes keys of its own project alone")
+    _refuse_more(caller, asked.scopes)
+    noted(request).project = project  # in whose audit log it belongs
+    secret, now = credentials.new_secret(), time.time()
+    key = ApiKey(
+        id=credentials.new_id(),
+        name=asked.name,
+        project=project,
+        scopes=asked.scopes,
+        sha256=credentials.digest(secret),
+        created_at=now,
+        created_by=caller.key_id or "",
+        expires_at=None if asked.expires_in_seconds is None else now + asked.expires_in_seconds,
+    )
+    await store.api_keys.add(key)
+    response.headers["Location"] = f"/v1/keys/{key.id}"
+    return _with_secret(key, secret)
+
+
+@router.get("/keys", responses=problems())
+async def list_keys(caller: Asking, store: Store) -> Page[KeyView]:
+    """Keys of the project, oldest first; for a key of the deployment, unless the request names a project, every key.
+
+    Those that have ended are shown for 90 days.
+    """
+    project = ALL_PROJECTS if caller.every_project and not caller.named else caller.project
+    return Page(data=tuple(map(_view, await store.api_keys.of_project(project))))
+
+
+@router.get("/keys/{key_id}", responses=problems(404))
+async def show_key(found: OwnKey) -> KeyView:
+    """A key, without its secret."""
+    return _view(found)
+
+
+@router.delete("/keys/{key_id}", status_code=204, responses=problems(404))
+async def revoke_key(found: OwnKey, services: With) -> None:
+    """It opens nothing any more: here at once, by other API processes within 5 s. May be repeated."""
+    await services.store.api_keys.revoke(found.key.id, at=time.time())
+    services.door.forget(found.key.id)
+
+
+@router.post("/keys/{key_id}/rotate", responses=problems(404, 409, 422))
+async def rotate_key(
+    caller: Asking, found: OwnKey, services: With, query: Annotated[RotateQuery, Query()]
+) -> KeyCreated:
+    """A new secret, which is answered here and never again; the one before goes on for a while.
+
+    One that was replaced before that ends at once. 409 for a key that has ended.
+    """
+    _refuse_more(caller, found.key.scopes)
+    secret = credentials.new_secret()
+    key = await services.store.api_keys.rotate(
+        found.key.id, credentials.digest(secret), at=time.time(), grace_seconds=query.grace_seconds
+    )
+    services.door.forget(key.id)
+    return _with_secret(key, secret, found.last_used_at)
+
+
+def _refuse_more(caller: Caller, scopes: tuple[Scope, ...]) -> None:
+    """Raises ScopeMissing: whoever could get at a key that may do more would have what it may."""
+    if more := [scope.value for scope in scopes if scope not in caller.scopes]:
+        raise ScopeMissing(f"this API key hands out no scope that it lacks: {', '.join(more)}")
+
+
+def _view(found: Found) -> KeyView:
+    key = found.key
+    return KeyView(
+        id=key.id,
+        prefix=credentials.prefix(key.id),
+        name=key.name,
+        project=key.project,
+        scopes=key.scopes,
+        created_at=utc(key.created_at),
+        created_by=key.created_by,
+        expires_at=when(key.expires_at),
+        revoked_at=when(key.revoked_at),
+        last_used_at=when(found.last_used_at),
+        previous_until=None if key.replaced is None else utc(key.replaced.until),
+    )
+
+
+def _with_secret(key: ApiKey, secret: str, last_used_at: float | None = None) -> KeyCreated:
+    view = _view(Found(key, last_used_at))
+    return KeyCreated(**dict(view), key=credentials.prefix(key.id) + secret)
