@@ -248,9 +248,16 @@ class NonfiniteLoss(DbserveError):
 
 
 class WorkerLost(DbserveError):
-    """One of the workers that train a task together died; the others cannot go on without it."""
+    """One of the workers that train a task together died; the others cannot go on without it.
+
+    `reason` is what it said before, as dbserve.contracts.status.Reason has it; "" where it said nothing.
+    """
 
     code = "worker_lost"
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class StoreUnavailable(DbserveError):

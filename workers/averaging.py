@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dbserve.errors import CheckpointInvalid
+from workers.shares import like, local, share_of
 
 
 class Average:
@@ -19,7 +20,7 @@ class Average:
         self._decay = decay
         self._names = dict(network.state_dict(keep_vars=True))
         self._weights = list({id(tensor): tensor for tensor in self._names.values()}.values())  # a tied one once
-        self._averages = [tensor.detach().clone() for tensor in self._weights]
+        self._averages = [local(tensor).detach().clone() for tensor in self._weights]
 
     @property
     def bytes(self) -> int:
@@ -28,22 +29,23 @@ class Average:
     def restart(self) -> None:
         """The weights as they are now."""
         for tensor, average in zip(self._weights, self._averages, strict=True):
-            average.copy_(tensor.detach())
+            average.copy_(local(tensor).detach())
 
     def update(self, step: int) -> None:
         """After the optimizer's step (0-based). Waits for no device."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(self._averages, [tensor.detach() for tensor in self._weights], None)
+        get_ema_multi_avg_fn(decay)(self._averages, [local(tensor).detach() for tensor in self._weights], None)
 
     def state(self) -> dict[str, Tensor]:
-        """Copies on the CPU, under the names of the network's state_dict."""
+        """The tensors themselves, under the names of the network's state_dict."""
         place = {id(tensor): average for tensor, average in zip(self._weights, self._averages, strict=True)}
-        return {name: place[id(tensor)].to("cpu", copy=True) for name, tensor in self._names.items()}
+        return {name: like(place[id(tensor)], tensor) for name, tensor in self._names.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Puts state()'s tensors back, bit for bit; CheckpointInvalid where they are not of this network."""
+        """Takes over whole copies of state()'s tensors, bit for bit; CheckpointInvalid where they are not of this
+        network."""
         if state.keys() != self._names.keys():
             raise CheckpointInvalid("the averaged weights are not those of this network, or none were kept")
         tensors = {id(tensor): state[name] for name, tensor in self._names.items()}
         for tensor, average in zip(self._weights, self._averages, strict=True):
-            average.copy_(tensors[id(tensor)])
+            average.copy_(local(share_of(tensors[id(tensor)], tensor)))

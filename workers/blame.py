@@ -37,6 +37,8 @@ _SAYINGS: tuple[tuple[str, Reason], ...] = (
 
 def reason_of(error: Exception) -> Reason:
     """WORKER_ERROR where nothing better is known."""
+    if isinstance(error, WorkerLost) and error.reason:
+        return Reason(error.reason)
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason

@@ -1,38 +1,121 @@
-"""Another worker of a task of several: python -m workers.follower, started by workers.parallel and by nobody else."""
+"""Another worker of a task of several: it follows the leading one's orders, and ends with it, however that ends.
 
+Run as python -m workers.follower by workers.subprocesses, and by nobody else; workers.replicas has actors follow.
+"""
+
+import contextlib
+import logging
 import os
+import socket
 import sys
 import threading
-from typing import IO
+from collections.abc import Callable
 
 import torch
 
 from workers.allocation import keep_freed_memory
-from workers.group import Together, joined_store, process_group
-from workers.orders import read_orders
-from workers.parallel import Place, ready_key
+from workers.blame import one_line, reason_of
+from workers.data import Split
+from workers.group import joined_store, together
+from workers.line import Greeting, Line, Word, dial, keep_beating
+from workers.orders import Letter, Orders, shared_start
+from workers.parallel import Call
+from workers.sharding import Captures, is_sharded
 from workers.trainer import training
+
+OpenRows = Callable[[Letter], tuple[Split, Split | None]]  # the training rows, and the validation rows
+
+log = logging.getLogger("dbserve.worker")
 
 
 def main() -> None:
     keep_freed_memory()
-    pipe = sys.stdin.buffer
-    place = Place.model_validate_json(pipe.readline())
-    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
-    torch.set_num_threads(place.threads)
-    orders = read_orders(place.directory)
-    store = joined_store(place.port, place.size)
-    store.set(ready_key(place.rank), "")
-    device = torch.device(place.device)
-    workers = Together(place.rank, place.size, process_group(store, place.rank, place.size, device))
-    for _ in training(orders, device, workers):
-        pass
+    call = Call.model_validate_json(sys.stdin.buffer.readline())
+    follow(call, lambda letter: _told(letter))
 
 
-def _end_with(pipe: IO[bytes]) -> None:
-    """Waits for the other end to be closed, then ends the process, in whatever call it is."""
-    pipe.read()
-    os._exit(1)
+def _told(letter: Letter) -> tuple[Split, Split | None]:
+    if letter.rows is None:
+        raise ValueError("a process of this machine is told where the rows are")
+    return letter.rows.splits()
+
+
+def follow(
+    call: Call, open_rows: OpenRows, *, gpu: str | None = None, meet: Callable[[Callable[[], None]], None] | None = None
+) -> None:
+    """Takes this worker's parts of every step until the training is over.
+
+    Ends the process, in whatever call it is, when the leader is gone. What goes wrong is told to it, and raised.
+    `gpu` is the UUID of the one it has; `meet` gets what is to be called when this machine is wanted.
+    """
+    greeting = Greeting(secret=call.secret, rank=call.rank, node=socket.gethostname(), gpu=gpu)
+    line = dial(call.host, call.port, greeting, call.silence_seconds)
+    letter = Letter.model_validate_json(line.receive())
+    over = keep_beating(lambda: (line,))
+    threading.Thread(target=_end_with, args=(line, over), name="watch-leader", daemon=True).start()
+    if meet is not None:
+        meet(lambda: line.send(Word(kind="wanted")))
+    try:
+        with _speaking(line):
+            _train(call, letter, open_rows, line)
+    except BaseException as error:
+        if isinstance(error, Exception):
+            with contextlib.suppress(OSError):
+                line.send(Word(kind="failed", text=one_line(error), reason=reason_of(error)))
+        raise
+    over.set()
+    line.send(Word(kind="done"))
+
+
+def _train(call: Call, letter: Letter, open_rows: OpenRows, line: Line) -> None:
+    torch.set_num_threads(call.threads)
+    device = torch.device(call.device)
+    train, validation = open_rows(letter)
+    sharded = is_sharded(letter.spec, call.size)
+    store = joined_store(call.host, call.store_port, call.size, call.secret)
+    line.send(Word(kind="ready"))
+    with together(store, call.rank, call.size, device, host=call.host, registered=sharded) as workers:
+        orders = Orders(letter.spec, letter.plan, letter.task, train, validation=validation if sharded else None)
+        captures = Captures(workers)
+        for report in training(shared_start(letter, orders, workers), device, workers):
+            if sharded:
+                captures.attend(report.capture)
+
+
+def _end_with(line: Line, over: threading.Event) -> None:
+    """Hears the leader's beats; ends the process when there are no more."""
+    with contextlib.suppress(OSError):
+        while True:
+            line.receive()
+    if not over.is_set():
+        sys.stderr.write("the worker ends: its leader is gone\n")
+        sys.stderr.flush()
+        os._exit(1)  # no clean-up: the training may be in a call that never returns
+
+
+class _Handler(logging.Handler):
+    """Lines of the log go to the leader, which ships them with its own."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__()
+        self._line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            self._line.send(Word(kind="log", level=record.levelno, text=record.getMessage()))
+
+
+@contextlib.contextmanager
+def _speaking(line: Line):
+    handler = _Handler(line)
+    log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from workers.data import Batch, Split, first_rows
 from workers.method.partition import equal_mass_edges, log_uniform_edges, masking_edges
 from workers.models import Architecture, Loss
 from workers.seeds import seed_of, seed_torch
+from workers.sharding import Entrance
 
 log = logging.getLogger("dbserve.worker")
 
@@ -36,12 +37,15 @@ class HeldOutLoss:
         rows: Split,
         *,
         every: int,
+        entrance: Entrance | None = None,
     ) -> None:
-        """`every`: steps from one checkpoint to the next."""
+        """`every`: steps from one checkpoint to the next. `entrance`: of a sharded network, whose workers all look."""
         contract = plan.contract
         low, high = _levels(plan, task)
         self._bands = bands(contract, low, high)
-        self._losses: list[Loss] = [architecture.denoising_loss(contract, network, band) for band in self._bands]
+        losses = (architecture.denoising_loss(contract, network, band) for band in self._bands)
+        self._losses: list[Loss] = [loss if entrance is None else entrance.through(loss) for loss in losses]
+        self._entrance = entrance
         self._network = network
         self._device = next(network.parameters()).device
         self._cuda = [self._device] if self._device.type == "cuda" else []
@@ -83,6 +87,8 @@ class HeldOutLoss:
                 )
         finally:
             self._network.train()
+            if self._entrance is not None:
+                self._entrance.leave()
 
     def _as_written(self) -> AbstractContextManager[object]:
         """Layers that were compiled for training are not compiled anew for this."""

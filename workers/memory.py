@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dbserve.contracts.status import MemoryBytes
+from workers.shares import local
 
 
 class SavedBytes:
@@ -16,13 +17,13 @@ class SavedBytes:
 
     def __init__(self, ours: frozenset[int]) -> None:
         self._ours = ours  # addresses that are not counted
+        self._passing: list[frozenset[int]] = []  # the same, for now
         self._storages: dict[int, int] = {}
         self._at_a_time = 0
 
     @classmethod
     def of(cls, network: nn.Module) -> "SavedBytes":
-        own = (*network.parameters(), *network.buffers())
-        return cls(frozenset(tensor.untyped_storage().data_ptr() for tensor in own))
+        return cls(_addresses((*network.parameters(), *network.buffers())))
 
     @property
     def total(self) -> int:
@@ -30,13 +31,21 @@ class SavedBytes:
 
     def saw(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._ours:
+        if not any(storage.data_ptr() in ours for ours in (self._ours, *self._passing)):
             self._storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    def pass_over(self, tensors: Iterable[Tensor]) -> None:
+        """From now on these are not counted either, until their addresses may be others'."""
+        self._passing.append(_addresses(tensors))
+
+    def pass_over_no_more(self) -> None:
+        """What was passed over last."""
+        self._passing.pop()
+
     def apart(self) -> "SavedBytes":
         """A count of its own, which leaves out what is counted here already."""
-        return SavedBytes(self._ours | self._storages.keys())
+        return SavedBytes(self._ours.union(self._storages, *self._passing))
 
     def at_a_time(self, size: int) -> None:
         """A layer that is computed anew saves so many bytes, and only one is at a time."""
@@ -95,8 +104,12 @@ def resident_bytes() -> int | None:
     return None
 
 
+def _addresses(tensors: Iterable[Tensor]) -> frozenset[int]:
+    return frozenset(local(tensor).untyped_storage().data_ptr() for tensor in tensors)
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(local(tensor).nbytes for tensor in tensors)
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dbserve.contracts.job import TrainingSpec
 from dbserve.errors import ConfigInvalid
 from workers.models.protocol import ResidualNetwork
+from workers.shares import local, share_of
 
 _STEP = "step"  # AdamW's count, the same for every parameter
 _DECAY_SHARE = 0.2  # of the steps, at the end of the schedule wsd
@@ -52,7 +53,7 @@ class Optimizer:
     def bytes(self) -> int:
         """Of its state; 0 before the first step."""
         entries = [entry for optimizer in self._all() for entry in optimizer.state.values()]
-        return sum(value.nbytes for entry in entries for value in entry.values() if isinstance(value, Tensor))
+        return sum(local(value).nbytes for entry in entries for value in entry.values() if isinstance(value, Tensor))
 
     def step(self, rate: float) -> None:
         """One update from the gradients, which it then drops."""
@@ -62,23 +63,23 @@ class Optimizer:
             optimizer.step()  # pyright: ignore[reportUnknownMemberType]
 
     def state(self) -> dict[str, Tensor]:
-        """Copies on the CPU: "exp_avg.<parameter>", "exp_avg_sq.<parameter>", "step"; of muon
+        """The tensors themselves: "exp_avg.<parameter>", "exp_avg_sq.<parameter>", "step"; of muon
         "momentum_buffer.<parameter>". Empty before the first step."""
         flat: dict[str, Tensor] = {}
         for optimizer, parameters, kinds in self._kinds():
             for name, parameter in parameters.items():
                 if entry := optimizer.state.get(parameter):
-                    flat |= {f"{kind}.{name}": _copy(entry[kind]) for kind in kinds}
-                    flat |= {_STEP: _copy(entry[_STEP])} if _STEP in entry else {}
+                    flat |= {f"{kind}.{name}": entry[kind] for kind in kinds}
+                    flat |= {_STEP: entry[_STEP]} if _STEP in entry else {}
         return flat
 
     def restore(self, flat: Mapping[str, Tensor]) -> None:
-        """Puts state()'s tensors back, bit for bit; KeyError where a parameter has none."""
+        """Takes over whole copies of state()'s tensors, bit for bit; KeyError where a parameter has none."""
         if not flat:
             return
         for optimizer, parameters, kinds in self._kinds():
             for name, parameter in parameters.items():
-                entry: dict[str, Any] = {kind: flat[f"{kind}.{name}"].to(parameter, copy=True) for kind in kinds}
+                entry: dict[str, Any] = {kind: share_of(flat[f"{kind}.{name}"], parameter) for kind in kinds}
                 if optimizer is self._adamw:  # the fused kernel counts steps on the parameter's device
                     entry[_STEP] = flat[_STEP].to(parameter.device, copy=True)
                 optimizer.state[parameter] = entry
@@ -118,7 +119,3 @@ def _muon(matrices: Sequence[nn.Parameter], training: TrainingSpec) -> torch.opt
             "/training/optimizer",
         )
     return muon(matrices, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw")
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)

@@ -1,21 +1,16 @@
-"""What the other workers of a task are told, as files: JSON, safetensors, and the rows' own bytes. Nothing is pickled.
+"""What the other workers of a task are told: a letter of JSON, and, over their process group, the state to begin with.
 
-<directory>/orders.json           Letter
-           /state.safetensors     weights of the state;     only where there is a state
-           /optimizer.safetensors of the same
-           /initial.safetensors   the initial weights;      only where there are any
-           /<array>.bin           rows that lie in memory;  those of a mapped file are told by its name
+The rows of workers on one machine are told as files: those of a mapped file by its name, others as
+<directory>/<split>.<array>.bin. Nothing is pickled.
 """
 
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import safetensors
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
@@ -25,22 +20,20 @@ from dbserve.contracts.plan import JobPlan, TaskPlan
 from dbserve.errors import StorageError
 from workers.checkpoint import TrainingState, TrainingSummary
 from workers.data import Split
-from workers.storage import read_tensors, write_tensors
-
-_LETTER, _INITIAL = "orders.json", "initial.safetensors"
-_WEIGHTS, _OPTIMIZER = "state.safetensors", "optimizer.safetensors"
+from workers.group import Together
 
 
 @dataclass(frozen=True)
 class Orders:
-    """The same for every worker of a task. `state` comes without its average, which rank 0 alone keeps."""
+    """The same for every worker of a task. `state` comes with its average for those alone that keep a part of it."""
 
     spec: JobSpec
     plan: JobPlan
     task: TaskPlan
     train: Split
-    state: TrainingState | None
-    initial_weights: Mapping[str, Tensor] | None
+    state: TrainingState | None = None
+    initial_weights: Mapping[str, Tensor] | None = None
+    validation: Split | None = None  # None: nobody looks at the loss on held-out rows
 
 
 class ArrayAt(BaseModel, frozen=True):
@@ -56,67 +49,88 @@ class ArrayAt(BaseModel, frozen=True):
         return memory.view(np.ndarray)
 
 
+Arrays = dict[str, ArrayAt]  # by the field of Split
+
+
+class Rows(BaseModel, frozen=True):
+    """Where the rows lie, on the machine of whoever wrote it."""
+
+    train: Arrays
+    validation: Arrays | None = None  # None: there are none
+
+    def splits(self) -> tuple[Split, Split | None]:
+        """The rows themselves; needs the files' names no longer."""
+        return _split(self.train), None if self.validation is None else _split(self.validation)
+
+
 class Letter(BaseModel, frozen=True):
-    """Orders less their tensors."""
+    """Orders less their rows and tensors."""
 
     spec: JobSpec
     plan: JobPlan
     task: TaskPlan
-    train: dict[str, ArrayAt]  # by the field of Split
+    rows: Rows | None  # None: who reads it opens the data itself
     step: int | None  # None: no state
     summary: TrainingSummary
+    averaged: bool  # the average is told, too
     initial: bool
 
 
-def write_orders(directory: Path, orders: Orders) -> None:
-    """Raises StorageError where the directory cannot take them."""
+def letter_of(orders: Orders, rows: Rows | None, *, averaged: bool) -> Letter:
+    """`averaged`: every worker keeps a part of the averaged weights."""
     state = orders.state
-    try:
-        letter = Letter(
-            spec=orders.spec,
-            plan=orders.plan,
-            task=orders.task,
-            train={
-                name: _placed(directory / f"{name}.bin", cast("NDArray[Any]", array))
-                for name, array in vars(orders.train).items()
-                if array is not None
-            },
-            step=None if state is None else state.step,
-            summary=TrainingSummary() if state is None else state.summary,
-            initial=orders.initial_weights is not None,
-        )
-        if state is not None:
-            _write(directory / _WEIGHTS, state.weights)
-            _write(directory / _OPTIMIZER, state.optimizer)
-        if orders.initial_weights is not None:
-            _write(directory / _INITIAL, orders.initial_weights)
-        (directory / _LETTER).write_text(letter.model_dump_json(), encoding="utf-8")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise StorageError(f"cannot write what the other workers of {orders.task.name} are told: {error}") from error
-
-
-def read_orders(directory: Path) -> Orders:
-    """What write_orders() wrote; needs the directory no longer."""
-    letter = Letter.model_validate_json((directory / _LETTER).read_bytes())
-    state = None
-    if letter.step is not None:
-        weights, optimizer = (read_tensors(directory / name) for name in (_WEIGHTS, _OPTIMIZER))
-        state = TrainingState(letter.step, weights, optimizer, letter.summary)
-    rows: dict[str, Any] = {name: at.mapped() for name, at in letter.train.items()}
-    return Orders(
-        spec=letter.spec,
-        plan=letter.plan,
-        task=letter.task,
-        train=Split(inputs=rows["inputs"], labels=rows.get("labels"), tokens=rows.get("tokens")),
-        state=state,
-        initial_weights=read_tensors(directory / _INITIAL) if letter.initial else None,
+    return Letter(
+        spec=orders.spec,
+        plan=orders.plan,
+        task=orders.task,
+        rows=rows,
+        step=None if state is None else state.step,
+        summary=TrainingSummary() if state is None else state.summary,
+        averaged=averaged and state is not None and bool(state.average),
+        initial=orders.initial_weights is not None,
     )
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Copied, as the format takes neither what is strided nor what shares its memory."""
-    whole = torch.contiguous_format
-    write_tensors(path, {name: tensor.detach().clone(memory_format=whole) for name, tensor in tensors.items()}, {})
+def shared_start(letter: Letter, orders: Orders, workers: Together) -> Orders:
+    """The orders with rank 0's state and first weights, bit for bit; to be called by all workers at once."""
+    state, initial = orders.state, orders.initial_weights
+    if letter.step is not None:
+        known = state or TrainingState(letter.step, {}, {}, letter.summary)
+        state = TrainingState(
+            letter.step,
+            weights=workers.spread(known.weights),
+            optimizer=workers.spread(known.optimizer),
+            summary=letter.summary,
+            average=workers.spread(known.average) if letter.averaged else known.average,
+        )
+    if letter.initial:
+        initial = workers.spread(initial or {})
+    return replace(orders, state=state, initial_weights=initial)
+
+
+def place_rows(directory: Path, orders: Orders) -> Rows:
+    """Writes what is in memory alone into the directory. Raises StorageError where it cannot take it."""
+    validation = orders.validation
+    try:
+        return Rows(
+            train=_placed_split(directory, "train", orders.train),
+            validation=_placed_split(directory, "validation", validation) if validation else None,
+        )
+    except OSError as error:
+        raise StorageError(f"cannot write what the other workers of {orders.task.name} are told: {error}") from error
+
+
+def _placed_split(directory: Path, name: str, split: Split) -> Arrays:
+    return {
+        field: _placed(directory / f"{name}.{field}.bin", cast("NDArray[Any]", array))
+        for field, array in vars(split).items()
+        if array is not None
+    }
+
+
+def _split(arrays: Arrays) -> Split:
+    rows: dict[str, Any] = {field: at.mapped() for field, at in arrays.items()}
+    return Split(inputs=rows["inputs"], labels=rows.get("labels"), tokens=rows.get("tokens"))
 
 
 def _placed(path: Path, array: NDArray[Any]) -> ArrayAt:

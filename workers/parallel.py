@@ -1,159 +1,261 @@
-"""A task of several workers: the others run as processes of this one, and end with it, however it ends.
+"""A task of several workers, from the leading one's side: it calls the others, tells them, and ends them.
 
-Rank 0 is the calling process. The others are told where its store listens (on the loopback interface) and in which
-directory their orders lie, build the same network from the same seeds, and take their rows of every step; gradients are
-averaged by all-reduce. The pipe through which they are told stays open: when it closes, because we are done or gone,
-they end themselves.
+Rank 0 is the calling process. How the others are got is a Crew's affair: as processes of this machine
+(workers.subprocesses), or through Ray on any node (workers.replicas). They connect to the leader's switchboard, build
+the same network from the same seeds, take over rank 0's state, and take their parts of every step; gradients are summed
+up by all-reduce. When the line closes, because the leader is done or gone, they end themselves.
 """
 
 import contextlib
-import os
-import subprocess
-import sys
-import tempfile
+import logging
+import secrets
+import threading
 import time
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Generator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Protocol
 
 import torch
 from pydantic import BaseModel
 
 from dbserve.contracts.plan import TaskPlan
-from dbserve.errors import ConfigInvalid, DbserveError, WorkerLost
-from workers.group import START, Together, leading_store, process_group
-from workers.orders import Orders, write_orders
+from dbserve.contracts.status import Reason
+from dbserve.errors import DbserveError, WorkerLost
+from workers.group import Together, leading_store, together
+from workers.line import Switchboard, Word
+from workers.orders import Orders, Rows, letter_of, shared_start
+from workers.sharding import is_sharded
 
 STOP_SECONDS = 10.0
-_LOOK_SECONDS = 0.02
+SETTLE_SECONDS = 0.5  # after the first bad news: what one worker's death does to the others is heard first at times
+_LOOK_SECONDS = 1.0
+
+log = logging.getLogger("dbserve.worker")
 
 
-class Place(BaseModel, frozen=True):
-    """What another worker is told through its pipe: one line of JSON."""
+class Call(BaseModel, frozen=True):
+    """What another worker is called with: enough to find its leader. Secret, as it lets in whoever has it."""
 
     rank: int
     size: int
-    port: int  # of the store
+    host: str  # where its leader is reached
+    port: int  # of the switchboard
+    store_port: int  # of the store through which process groups meet
+    secret: str
+    silence_seconds: float
     threads: int
     device: str
-    directory: Path  # of the orders; gone once all have read them
 
 
-@dataclass
-class _Follower:
-    rank: int
-    process: subprocess.Popen[bytes]
-    said: IO[bytes]
+class Hired(Protocol):
+    """Another worker, as its leader holds it."""
 
-    def last_line(self) -> str:
-        self.said.seek(0)
-        lines = self.said.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+    def death(self, wait: float) -> str | None:
+        """How it ended, e.g. "died (signal 9)", looked for over so many seconds; None: it has not, or nobody knows."""
+        ...
+
+    def end(self) -> None:
+        """Ends it, if it does not by itself."""
+        ...
+
+
+class Crew(Protocol):
+    """How a task's other workers are got."""
+
+    @property
+    def size(self) -> int:
+        """Workers in all, the leading one included."""
+        ...
+
+    @property
+    def host(self) -> str:
+        """This machine's address, as the others reach it."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """Of each worker; the leading one's for as long as it leads."""
+        ...
+
+    @property
+    def come_seconds(self) -> float:
+        """In which every worker must have come."""
+        ...
+
+    @property
+    def silence_seconds(self) -> float:
+        """A worker that is not heard of for so long is gone."""
+        ...
+
+    def rows(self, orders: Orders) -> AbstractContextManager[Rows | None]:
+        """Where the others find the rows, until they have them; None: they open the data themselves."""
+        ...
+
+    def hire(self, call: Call) -> Hired: ...
+
+    def came(self, rank: int, node: str, gpu: str | None) -> None:
+        """One has come, from that host."""
+        ...
+
+    def wanted(self, rank: int) -> None:
+        """The machine of one is wanted: it stays for as long as it is let."""
+        ...
+
+    def stuck(self, lost: WorkerLost) -> None:
+        """A worker is lost, and the training hangs in a call that does not see it. Called in a thread of its own."""
+        ...
 
 
 @contextlib.contextmanager
-def leading(orders: Orders, device: torch.device) -> Generator[Together, None, None]:
-    """Rank 0 of task.workers; the others are started, and gone at the end.
+def leading(orders: Orders, device: torch.device, crew: Crew) -> Generator[Together, None, None]:
+    """Rank 0 of crew.size workers; the others are called, and gone at the end.
 
-    The threads of this process are shared out among them. Raises WorkerLost naming the rank of one that died,
-    ConfigInvalid where there are fewer GPUs than workers, StorageError where orders cannot be written.
+    Raises WorkerLost naming the rank of one that died or did not come, with its reason where that is known;
+    ConfigInvalid where the crew cannot be had, StorageError where rows cannot be written.
     """
-    task = orders.task
-    if device.type == "cuda" and torch.cuda.device_count() < task.workers:
-        raise ConfigInvalid(
-            f"{task.name} needs {task.workers} GPUs on one worker; it has {torch.cuda.device_count()}",
-            "/resources/gpus_per_block",
-        )
+    secret = secrets.token_hex(32)
+    sharded = is_sharded(orders.spec, crew.size)
+    store_port, store = leading_store(crew.size, secret, crew.host)
+    watch = _Watch(orders.task, crew)
     before = torch.get_num_threads()
-    threads = max(1, before // task.workers)
-    port, store = leading_store(task.workers)
-    followers: list[_Follower] = []
-    try:
-        followers.extend(_start(rank, threads) for rank in range(1, task.workers))
-        with tempfile.TemporaryDirectory(prefix="dbserve-orders-") as name:  # nobody else may look into it
-            write_orders(Path(name), orders)
-            for follower in followers:
-                on = f"cuda:{follower.rank}" if device.type == "cuda" else "cpu"
-                place = Place(
-                    rank=follower.rank, size=task.workers, port=port, threads=threads, device=on, directory=Path(name)
-                )
-                _tell(follower, place)
-            torch.set_num_threads(threads)
-            _await_all(store, followers)
-        yield Together(0, task.workers, process_group(store, 0, task.workers, device))
-    except DbserveError:
-        raise
-    except Exception as error:  # of the process group, most likely: it knows an address where we know a rank
-        if (lost := _dead(followers, wait=STOP_SECONDS)) is not None:
-            raise _lost(task, lost) from error
-        raise
-    finally:
-        _stop(followers)
-        torch.set_num_threads(before)
-
-
-def _start(rank: int, threads: int) -> _Follower:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    said = tempfile.TemporaryFile()  # noqa: SIM115  it is read, and closed, when the process has ended
-    process = subprocess.Popen(
-        [sys.executable, "-m", "workers.follower"],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=said,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C is for us
-    )
-    return _Follower(rank, process, said)
-
-
-def _tell(follower: _Follower, place: Place) -> None:
-    pipe = follower.process.stdin
-    assert pipe is not None
-    pipe.write(place.model_dump_json().encode() + b"\n")
-    pipe.flush()
-
-
-def _await_all(store: Any, followers: Sequence[_Follower]) -> None:
-    """Until every one has read its orders; TimeoutError when one is late, ChildProcessError when one has died."""
-    deadline = time.monotonic() + START.total_seconds()
-    while not store.check([ready_key(follower.rank) for follower in followers]):
-        if _dead(followers) is not None:
-            raise ChildProcessError("a worker ended before it began")
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not all workers were ready after {START.total_seconds():.0f} s")
-        time.sleep(_LOOK_SECONDS)
-
-
-def ready_key(rank: int) -> str:
-    """Set in the store by a worker that has read its orders."""
-    return f"ready/{rank}"
-
-
-def _dead(followers: Sequence[_Follower], wait: float = 0.0) -> _Follower | None:
-    """One that has ended, whose end may take a moment to be seen."""
-    for follower in followers:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            follower.process.wait(wait / len(followers))
-            return follower
-    return None
-
-
-def _lost(task: TaskPlan, follower: _Follower) -> WorkerLost:
-    code = follower.process.returncode
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return WorkerLost(f"{task.name}: worker {follower.rank} of {task.workers} died ({how}): {follower.last_line()}")
-
-
-def _stop(followers: Sequence[_Follower]) -> None:
-    for follower in followers:
-        if follower.process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                follower.process.stdin.close()
-    for follower in followers:
+    with ExitStack() as stack:
+        rows = stack.enter_context(crew.rows(orders))
+        letter = letter_of(orders, rows, averaged=sharded)
+        board = Switchboard(
+            crew.host,
+            secret,
+            letter,
+            size=crew.size,
+            silence=crew.silence_seconds,
+            hears=watch.hears,
+            loses=watch.loses,
+        )
+        stack.callback(torch.set_num_threads, before)
+        stack.callback(watch.end)
+        stack.callback(board.close)
         try:
-            follower.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            follower.process.kill()
-            follower.process.wait()
-        follower.said.close()
+            for rank in range(1, crew.size):
+                on = f"cuda:{rank}" if device.type == "cuda" else "cpu"
+                call = Call(
+                    rank=rank,
+                    size=crew.size,
+                    host=crew.host,
+                    port=board.port,
+                    store_port=store_port,
+                    secret=secret,
+                    silence_seconds=crew.silence_seconds,
+                    threads=crew.threads,
+                    device=on,
+                )
+                watch.hired[rank] = crew.hire(call)
+            torch.set_num_threads(crew.threads)
+            watch.await_all(board)
+            workers = stack.enter_context(together(store, 0, crew.size, device, host=crew.host, registered=sharded))
+            shared_start(letter, orders, workers)
+            yield workers
+        except DbserveError:
+            raise
+        except Exception as error:  # of the process group, most likely: it knows an address where we know a rank
+            if (lost := watch.verdict(STOP_SECONDS)) is not None:
+                raise lost from error
+            raise
+
+
+class _Watch:
+    """What is known of the others: who is ready, who is lost, and why."""
+
+    def __init__(self, task: TaskPlan, crew: Crew) -> None:
+        self.hired: dict[int, Hired] = {}
+        self._task, self._crew = task, crew
+        self._ready = set[int]()
+        self._came = set[int]()
+        self._failed: dict[int, Word] = {}  # their own last words
+        self._lost: dict[int, str] = {}  # how their lines ended
+        self._changed = threading.Condition()
+        self._over = threading.Event()
+
+    def hears(self, rank: int, word: Word) -> None:
+        match word.kind:
+            case "log":
+                log.log(word.level, "worker %d: %s", rank, word.text)
+            case "wanted":
+                self._crew.wanted(rank)
+            case "failed":
+                with self._changed:
+                    self._failed[rank] = word
+                    self._changed.notify_all()
+            case _:
+                with self._changed:
+                    self._ready.add(rank)
+                    self._changed.notify_all()
+
+    def loses(self, rank: int, why: str) -> None:
+        """Whoever hangs in a call with it is freed where its end does that, and told of where it does not."""
+        with self._changed:
+            self._lost[rank] = why
+            self._changed.notify_all()
+        lost = self.verdict(0.0)
+        assert lost is not None
+        self.hired[rank].end()  # one that is stopped, or cut off, holds its connections open
+        if not self._over.wait(STOP_SECONDS):
+            self._crew.stuck(lost)
+
+    def await_all(self, board: Switchboard) -> None:
+        """Until all have come and are ready. Raises WorkerLost."""
+        began = time.monotonic()
+        others = self.hired.keys()
+        while True:
+            with self._changed:
+                if self._ready == others:
+                    return
+                if not self._lost:
+                    self._changed.wait(_LOOK_SECONDS)
+            for rank, greeting in board.greetings.items():
+                if rank not in self._came:
+                    self._came.add(rank)
+                    self._crew.came(rank, greeting.node, greeting.gpu)
+            if (lost := self._missing(began) or self.verdict(0.0)) is not None:
+                raise lost
+
+    def verdict(self, wait: float) -> WorkerLost | None:
+        """Who was lost first and foremost, looked for over so many seconds; None: nobody."""
+        deadline = time.monotonic() + wait
+        with self._changed:
+            while not self._lost:
+                if (left := deadline - time.monotonic()) <= 0:
+                    return None
+                self._changed.wait(left)
+        time.sleep(SETTLE_SECONDS)
+        with self._changed:
+            failed, lost = dict(self._failed), dict(self._lost)
+        for rank, word in sorted(failed.items()):
+            if word.reason != Reason.WORKER_ERROR:
+                return self._worker_lost(rank, f"failed: {word.text}", word.reason)
+        silent = [rank for rank in lost if rank not in failed]
+        for rank in silent:
+            if (how := self.hired[rank].death(SETTLE_SECONDS)) is not None:
+                return self._worker_lost(rank, how)
+        if silent:
+            return self._worker_lost(silent[0], f"is lost: {lost[silent[0]]}")
+        rank, word = next(iter(failed.items()))
+        return self._worker_lost(rank, f"failed: {word.text}", word.reason)
+
+    def end(self) -> None:
+        """Of all of them."""
+        self._over.set()
+        for hired in self.hired.values():
+            hired.end()
+
+    def _missing(self, began: float) -> WorkerLost | None:
+        late = time.monotonic() - began > self._crew.come_seconds
+        for rank, hired in self.hired.items():
+            if rank in self._came:
+                continue
+            if (how := hired.death(0.0)) is not None:
+                return self._worker_lost(rank, how)
+            if late:
+                return self._worker_lost(rank, f"did not come within {self._crew.come_seconds:.0f} s of its call")
+        return None
+
+    def _worker_lost(self, rank: int, how: str, reason: str = "") -> WorkerLost:
+        return WorkerLost(f"{self._task.name}: worker {rank} of {self._crew.size} {how}", reason=reason)

@@ -41,24 +41,33 @@ _SENDING = {
 
 
 class SentBytes:
-    """Bytes of tensors handed over. What an algorithm makes of them on the wire may be up to twice as many."""
+    """Bytes of tensors handed over. What an algorithm makes of them on the wire may be up to twice as many.
 
-    def __init__(self) -> None:
-        self._bytes = 0
+    `own` is the process group of the task's own workers; all others' traffic leaves the task.
+    """
 
-    def saw(self, given: Iterable[Any]) -> None:
-        self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in _tensors(given))
+    def __init__(self, own: object = None) -> None:
+        self._own = own
+        self._within = self._abroad = 0
 
-    def take(self) -> int:
-        """Those that were not taken before."""
-        taken, self._bytes = self._bytes, 0
+    def saw(self, group: object, given: Iterable[Any]) -> None:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(given))
+        if self._own is not None and group is self._own:
+            self._within += size
+        else:
+            self._abroad += size
+
+    def take(self) -> tuple[int, int]:
+        """Those that were not taken before: to the task's own workers, and to anybody else."""
+        taken = self._within, self._abroad
+        self._within = self._abroad = 0
         return taken
 
 
 @contextlib.contextmanager
-def counting_sent_bytes() -> Generator[SentBytes, None, None]:
+def counting_sent_bytes(own: object = None) -> Generator[SentBytes, None, None]:
     """Counts what the process sends inside it. Contexts may be nested, and each counts."""
-    sent = SentBytes()
+    sent = SentBytes(own)
     with contextlib.ExitStack() as undo:
         for kind in _kinds_of_group():
             for name, place in _SENDING.items():
@@ -84,7 +93,7 @@ def _counted(call: Callable[..., Any], place: int, sent: SentBytes) -> Callable[
     @functools.wraps(call)
     def counted(group: Any, *given: Any, **named: Any) -> Any:
         arguments = [*given, *named.values()]
-        sent.saw(arguments[place : place + 1])
+        sent.saw(group, arguments[place : place + 1])
         return call(group, *given, **named)
 
     return counted

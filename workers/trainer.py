@@ -22,17 +22,19 @@ from dbserve.contracts.work import BandLoss
 from workers.checkpoint import RateTrial, TrainingState, TrainingSummary
 from workers.compilation import compile_network
 from workers.data import Batch, Dataset, Split, batches
-from workers.group import Alone, Workers
+from workers.group import Alone, Together
 from workers.held_out import HeldOutLoss
 from workers.models import Architecture, Loss, architecture
 from workers.optimizer import learning_rate
 from workers.orders import Orders
-from workers.parallel import leading
+from workers.parallel import Crew, leading
 from workers.progress import Progress
 from workers.rate_scan import RATES, best_rate, outcome, trial_of
 from workers.recompute import Recomputed
 from workers.seeds import seed_torch
-from workers.step import Stepper, rows_of, weights_of
+from workers.sharding import Captures, Entrance, is_sharded, shard
+from workers.step import Shares, Stepper, weights_of
+from workers.subprocesses import Subprocesses
 from workers.traffic import SentBytes, counting_sent_bytes
 
 log = logging.getLogger("dbserve.worker")
@@ -55,7 +57,8 @@ class StepReport:
     memory: MemoryBytes | None  # when newly measured: on the first report, and on CUDA on every one
     capture: Callable[[], TrainingState]  # copies the state at `step`; call it before the generator goes on
     read_bytes: int = 0  # taken out of the decoded shards since the previous report
-    sent_bytes: int = 0  # of tensors handed to collectives or sent to other processes, since the previous report
+    sent_bytes: int = 0  # of tensors handed to the task's other workers, by this one, since the previous report
+    stray_bytes: int = 0  # the same, to any other process: there is none that they should go to
     eval_loss: tuple[BandLoss, ...] = ()  # on validation rows, where they were looked at; never of a baseline
 
 
@@ -69,45 +72,47 @@ def train_block(
     initial_weights: dict[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
     trial_done: Callable[[], None] | None = None,
+    crew: Crew | None = None,
 ) -> Generator[StepReport, None, None]:
     """Trains a trunk, a block, or a baseline from `state`, else from `initial_weights` (a trunk's), else afresh.
 
     Reports every step on a CPU; on CUDA every CUDA_REPORT_STEPS, at every step a checkpoint is due, and the last one.
-    Yields nothing when `state` is already at the last step. A task of several workers starts the others as processes
-    of its own, which end with it. `trial_done` is called after every learning rate that a scan has tried.
+    Yields nothing when `state` is already at the last step. `crew` says how many workers train it and how the others
+    are got, who end with it; without one, a task of several workers starts them as processes of this one.
+    `trial_done` is called after every learning rate that a scan has tried.
 
     Raises:
         NonfiniteLoss: naming task and step.
         ConfigInvalid: the worker lacks what the training asks for (a compiler, muon, a GPU for every worker).
-        WorkerLost: one of the task's other workers died, naming its rank.
+        WorkerLost: one of the task's other workers died or did not come, naming its rank.
     """
     device = torch.device(device)
-    orders = Orders(spec, plan, task, data.train, state, initial_weights)
-    if task.workers == 1:
-        yield from training(orders, device, Alone(), trial_done, data.validation)
+    orders = Orders(spec, plan, task, data.train, state, initial_weights, data.validation)
+    if crew is None and task.workers > 1:
+        crew = Subprocesses.of(task.workers, device)
+    if crew is None or crew.size == 1:
+        yield from training(orders, device, Alone(), trial_done)
         return
-    with leading(orders, device) as workers:
-        yield from training(orders, device, workers, trial_done, data.validation)
+    with leading(orders, device, crew) as workers:
+        yield from training(orders, device, workers, trial_done)
 
 
 def training(
-    orders: Orders,
-    device: torch.device,
-    workers: Workers,
-    trial_done: Callable[[], None] | None = None,
-    validation: Split | None = None,
+    orders: Orders, device: torch.device, workers: Alone | Together, trial_done: Callable[[], None] | None = None
 ) -> Generator[StepReport, None, None]:
-    """train_block() as one of the task's workers. All of them report the same losses; rank 0's states count."""
-    with counting_sent_bytes() as sent:
-        yield from _training(orders, device, workers, trial_done, validation, sent)
+    """train_block() as one of the task's workers. All of them report the same losses; rank 0's states count.
+
+    Sharded, the others attend the captures of rank 0 at every report.
+    """
+    with counting_sent_bytes(None if isinstance(workers, Alone) else workers.processes) as sent:
+        yield from _training(orders, device, workers, trial_done, sent)
 
 
 def _training(
     orders: Orders,
     device: torch.device,
-    workers: Workers,
+    workers: Alone | Together,
     trial_done: Callable[[], None] | None,
-    validation: Split | None,
     sent: SentBytes,
 ) -> Generator[StepReport, None, None]:
     spec, plan, task, state = orders.spec, orders.plan, orders.task, orders.state
@@ -119,8 +124,14 @@ def _training(
     if plan.training.compile:
         compile_network(network, device)
     loss = loss_of(plan, task, network)
-    stream_of = partial(_stream, spec, plan, orders.train, workers, device)
-    stepper_of = partial(Stepper, network, loss, workers, recomputed)
+    entrance = captures = None
+    if not isinstance(workers, Alone) and is_sharded(spec, workers.size):
+        entrance, captures = shard(network, workers), Captures(workers)
+        loss = entrance.through(loss)
+    parts = plan.training.accumulate * task.workers
+    shares = Shares.of(parts, workers, sharded=entrance is not None)
+    stream_of = partial(_stream, spec, plan, task, orders.train, shares, device)
+    stepper_of = partial(Stepper, network, loss, workers, shares, recomputed, entrance)
     start, summary = (0, TrainingSummary()) if state is None else (state.step, state.summary)
     if state is None:
         summary = _with_rate(plan.training, task, network, stepper_of, stream_of, trial_done)
@@ -128,7 +139,8 @@ def _training(
     stepper = stepper_of(plan.training, task.name)
     if state is not None:
         stepper.restore(state)
-    held_out = _held_out(spec, plan, task, network, validation)
+    looks = workers.rank == 0 or entrance is not None
+    held_out = _held_out(spec, plan, task, network, orders.validation, entrance) if looks else None
     progress = Progress(task, summary)
     with closing(stream_of(task.name, start)) as stream:
         for step in range(start, task.steps):
@@ -141,7 +153,7 @@ def _training(
                 mean_loss, grad_norm = stepper.step(step, batch, rate)
             progress.add(
                 mean_loss,
-                samples=len(batch.inputs) * workers.size,
+                samples=plan.training.batch_size * task.workers,
                 waited=batch.waited_seconds,
                 read_bytes=batch.read_bytes,
             )
@@ -149,6 +161,9 @@ def _training(
                 if memory is None and device.type == "cuda":
                     memory = stepper.allocator_memory(progress.summary.memory)
                 mean = progress.close(step + 1, memory)
+                sent_bytes, stray_bytes = sent.take()
+                capture = partial(stepper.capture, step + 1, progress.summary)
+                leads = captures is not None and workers.rank == 0
                 yield StepReport(
                     step=step + 1,
                     total=task.steps,
@@ -159,11 +174,14 @@ def _training(
                     step_seconds=mean.seconds,
                     data_wait_seconds=mean.waited,
                     memory=memory,
-                    capture=partial(stepper.capture, step + 1, progress.summary),
+                    capture=partial(captures.announced, capture) if captures is not None and leads else capture,
                     read_bytes=mean.read_bytes,
-                    sent_bytes=sent.take(),
+                    sent_bytes=sent_bytes,
+                    stray_bytes=stray_bytes,
                     eval_loss=() if held_out is None else held_out.told(step + 1),
                 )
+                if captures is not None and leads:
+                    captures.proceed()
                 progress.restart_clock()
 
 
@@ -201,13 +219,19 @@ def loss_of(plan: JobPlan, task: TaskPlan, network: nn.Module) -> Loss:
 
 
 def _held_out(
-    spec: JobSpec, plan: JobPlan, task: TaskPlan, network: nn.Module, rows: Split | None
+    spec: JobSpec,
+    plan: JobPlan,
+    task: TaskPlan,
+    network: nn.Module,
+    rows: Split | None,
+    entrance: Entrance | None,
 ) -> HeldOutLoss | None:
     """None: the task is a baseline, which knows no noise level, or nothing is held out."""
     if task.kind not in {TaskKind.TRUNK, TaskKind.BLOCK} or not rows:
         return None
     every = spec.checkpoint.every_steps
-    return HeldOutLoss(architecture(plan.contract.architecture), network, plan, task, rows, every=every)
+    kind = architecture(plan.contract.architecture)
+    return HeldOutLoss(kind, network, plan, task, rows, every=every, entrance=entrance)
 
 
 def _report_is_due(step: int, start: int, total: int, checkpoint_every: int, device: torch.device) -> bool:
@@ -217,22 +241,28 @@ def _report_is_due(step: int, start: int, total: int, checkpoint_every: int, dev
 
 
 def _stream(
-    spec: JobSpec, plan: JobPlan, train: Split, workers: Workers, device: torch.device, name: str, start: int
+    spec: JobSpec,
+    plan: JobPlan,
+    task: TaskPlan,
+    train: Split,
+    shares: Shares,
+    device: torch.device,
+    name: str,
+    start: int,
 ) -> Generator[Batch, None, None]:
-    """This worker's rows of every step from `start` on: the step's batch_size x workers rows are theirs in order."""
-    rows = plan.training.batch_size
-    whole = batches(
+    """This worker's rows of every step from `start` on, of which there are batch_size for each of the task's workers in
+    the plan."""
+    training = plan.training
+    return batches(
         train,
-        batch_size=rows * workers.size,
-        seed=plan.training.seed,
+        batch_size=training.batch_size * task.workers,
+        seed=training.seed,
         task=name,
         start_step=start,
         augment=spec.data.augment,
         device=device,
+        rows=shares.rows(training.batch_size // training.accumulate),
     )
-    with closing(whole):
-        for batch in whole:
-            yield rows_of(batch, workers.rank * rows, (workers.rank + 1) * rows)
 
 
 def _with_rate(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from dbserve.errors import NonfiniteLoss, StorageError, WorkerLost
 from tests.training import dataset, planned, run, same, spec_of
 from workers.checkpoint import TrainingState
 from workers.data import Split
-from workers.orders import Orders, read_orders, write_orders
+from workers.group import together
+from workers.orders import Letter, Orders, letter_of, place_rows, shared_start
 from workers.trainer import StepReport, build_network, train_block
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -132,36 +135,48 @@ def test_mapped_rows_are_told_by_the_name_of_their_file_and_others_are_written_b
     for name, inputs in (("whole", mapped[10:60]), ("strided", mapped[10:60, ::2])):
         place = tmp_path / name
         place.mkdir()
-        write_orders(place, Orders(spec, plan, plan.task(TASK), Split(inputs, np.arange(50)), None, None))
-        read = read_orders(place)
-        assert (read.spec, read.plan, read.task) == (spec, plan, plan.task(TASK))
-        assert np.array_equal(read.train.inputs, inputs)
-        assert np.array_equal(read.train.targets, np.arange(50))
-        told.append(read.train)
-    assert not (tmp_path / "whole" / "inputs.bin").exists()
-    (tmp_path / "whole" / "labels.bin").unlink()
+        split = Split(inputs, np.arange(50))
+        train, validation = place_rows(place, Orders(spec, plan, plan.task(TASK), split, validation=split)).splits()
+        assert validation is not None
+        for read in (train, validation):
+            assert np.array_equal(read.inputs, inputs)
+            assert np.array_equal(read.targets, np.arange(50))
+        told.append(train)
+    assert not (tmp_path / "whole" / "train.inputs.bin").exists()
+    (tmp_path / "whole" / "train.labels.bin").unlink()
     assert told[0].targets[49] == 49  # all is read, or held open
     assert not told[0].inputs.flags.writeable
 
 
-def test_a_state_and_first_weights_are_told_bit_for_bit_less_the_average(tmp_path: Path) -> None:
+def test_a_state_and_first_weights_are_told_bit_for_bit_less_the_average() -> None:
     spec = spec_of(training={"ema": 0.9, "steps": 2, "warmup": 1})
     plan = planned(spec)
     ((_, _), (_, state)) = run(spec, "block-0")
+    assert state.average
     shared = torch.randn(4, 6)
     initial = {"matrix": shared.T, "part": shared[0], "tied": shared}
-    write_orders(tmp_path, Orders(spec, plan, plan.task(TASK), dataset().train, state, initial))
-    read = read_orders(tmp_path)
-    assert read.state is not None
-    assert state.average
-    assert same(read.state, replace(state, average={}))
-    assert read.state.summary == state.summary
-    assert read.initial_weights is not None
-    assert all(torch.equal(read.initial_weights[name], tensor) for name, tensor in initial.items())
+    leader = Orders(spec, plan, plan.task(TASK), dataset().train, state, initial)
+    letter = Letter.model_validate_json(letter_of(leader, None, averaged=False).model_dump_json())
+    other = Orders(letter.spec, letter.plan, letter.task, dataset().train)
+    store = dist.HashStore()
+
+    def start(rank: int) -> Orders:
+        with together(store, rank, 2, torch.device("cpu")) as workers:
+            return shared_start(letter, (leader, other)[rank], workers)
+
+    with ThreadPoolExecutor(2) as threads:
+        kept, told = threads.map(start, range(2))
+    assert kept.state is not None
+    assert same(kept.state, state)
+    assert told.state is not None
+    assert same(told.state, replace(state, average={}))
+    assert told.state.summary == state.summary
+    assert told.initial_weights is not None
+    assert all(torch.equal(told.initial_weights[name], tensor) for name, tensor in initial.items())
 
 
-def test_orders_that_cannot_be_written_are_a_fault_of_the_disk(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_written_are_a_fault_of_the_disk(tmp_path: Path) -> None:
     spec = spec_of()
     plan = planned(spec)
     with pytest.raises(StorageError, match="data_parallel"):
-        write_orders(tmp_path / "missing", Orders(spec, plan, plan.task(TASK), dataset().train, None, None))
+        place_rows(tmp_path / "missing", Orders(spec, plan, plan.task(TASK), dataset().train))

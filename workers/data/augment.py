@@ -8,10 +8,15 @@ from dbserve.contracts.job import Augmentation
 from workers.data.draws import draws
 
 
-def augmented(images: Tensor, augment: Augmentation, *, seed: int, task: str, step: int) -> Tensor:
-    """(N, C, H, W) on the CPU -> the same, new: each image cropped and mirrored by its own draw."""
-    padding, (count, _, height, width) = augment.crop_padding, images.shape
-    words = draws(3 * count, "augment", seed, task, step).reshape(3, count)
+def augmented(
+    images: Tensor, augment: Augmentation, *, seed: int, task: str, step: int, rows: slice, of: int
+) -> Tensor:
+    """(N, C, H, W) on the CPU -> the same, new: each image cropped and mirrored by its own draw.
+
+    The images are `rows` of a batch `of` so many, and draw what they would draw in it.
+    """
+    padding, (height, width) = augment.crop_padding, images.shape[2:]
+    words = draws(3 * of, "augment", seed, task, step).reshape(3, of)[:, rows]
     # where a window begins, seen from the image: -padding..padding; what begins beyond the image is black all the same
     shifts = (words[:2] % np.uint64(2 * padding + 1)).astype(np.int64) - padding
     tops, lefts = shifts[0].clip(-height, height).tolist(), shifts[1].clip(-width, width).tolist()

@@ -54,17 +54,21 @@ class ShuffledWindows:
         return order * self._length + offset
 
 
-class Steps:
-    """Which places a step takes. An epoch's ragged end is dropped; the current epoch's order is kept."""
+ALL = slice(None)
 
-    def __init__(self, order: Order, batch_size: int) -> None:
-        self._order, self._batch_size = order, batch_size
+
+class Steps:
+    """Which places a step takes: of its batch, `rows`. An epoch's ragged end is dropped; the current epoch's order is
+    kept."""
+
+    def __init__(self, order: Order, batch_size: int, rows: slice = ALL) -> None:
+        self._order, self._batch_size, self._rows = order, batch_size, rows
         self._epoch = -1
         self._places: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def places(self, step: int) -> NDArray[np.int64]:
-        """Shape (batch_size,). `step` counts from 0."""
+        """Shape (rows,). `step` counts from 0."""
         epoch, batch = divmod(step, self._order.rows // self._batch_size)
         if epoch != self._epoch:
             self._places, self._epoch = self._order.epoch(epoch), epoch
-        return self._places[batch * self._batch_size : (batch + 1) * self._batch_size]
+        return self._places[batch * self._batch_size : (batch + 1) * self._batch_size][self._rows]

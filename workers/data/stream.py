@@ -18,7 +18,7 @@ from dbserve.errors import ConfigInvalid
 from workers.data.augment import augmented
 from workers.data.dataset import Split
 from workers.data.gather import MappedImages, MappedText, ResidentSplit, Rows
-from workers.data.order import Order, ShuffledRows, ShuffledWindows, Steps
+from workers.data.order import ALL, Order, ShuffledRows, ShuffledWindows, Steps
 
 _AHEAD = 2  # batches prepared before they are asked for
 _RESIDENT_SHARE = 0.25  # of a CUDA device's free memory: other tasks may hold a copy beside this one
@@ -53,8 +53,11 @@ def batches(
     start_step: int,
     augment: Augmentation,
     device: torch.device | str = "cpu",
+    rows: slice = ALL,
 ) -> Generator[Batch, None, None]:
     """The batches of steps start_step (0-based), start_step + 1, ... without end; close() frees what they hold.
+
+    Of each batch only `rows`, which are the same as if all had been taken.
 
     Every epoch shuffles anew and drops its ragged end; text is cut into other windows every epoch. Any step is found
     at once: its epoch's order is drawn, and no earlier one. A CUDA device holds the split whole where that takes at
@@ -68,14 +71,14 @@ def batches(
             f"a batch of {batch_size} rows cannot be drawn from {order.rows} training rows", "/training/batch_size"
         )
     device = torch.device(device)
-    steps = Steps(order, batch_size)
+    steps = Steps(order, batch_size, rows)
     pin = device.type == "cuda"
     if split.tokens is None and augment != Augmentation():
         images = MappedImages(split, pin=pin)
 
         def prepare(step: int) -> Rows:
             inputs, labels = images.take(steps.places(step))
-            return augmented(inputs, augment, seed=seed, task=task, step=step), labels
+            return augmented(inputs, augment, seed=seed, task=task, step=step, rows=rows, of=batch_size), labels
 
         return _delivered(prepare, start_step, device, row_bytes(split))
     if pin and ResidentSplit.bytes_of(split) <= torch.cuda.mem_get_info(device)[0] * _RESIDENT_SHARE:
