@@ -152,5 +152,22 @@ def reconcile(
     run_reconciler(read_settings(redis_url=redis_url, ray_address=ray_address, artifacts=artifacts))
 
 
+@cli.command("redis-acl", rich_help_panel="Service")
+def redis_acl(
+    template: Annotated[bool, typer.Option(help="With {api}, {worker}, ... for the hashes of passwords.")] = False,
+) -> None:
+    """Print an ACL file for Redis: a user for each kind of process, with what it needs and no more.
+
+    Passwords come from DBSERVE_ACL_API_PASSWORD, _RECONCILER_, _WORKER_, and perhaps _EXPORTER_ and _RAY_; or their
+    SHA-256 in hex from the same with _SHA256 behind it. Hashes alone are printed.
+    """
+    import os
+
+    from dbserve.store.acl import USERS, acl_file, password_hashes
+
+    hashes = {user.name: f"{{{user.name}}}" for user in USERS} if template else password_hashes(os.environ)
+    typer.echo(acl_file(hashes), nl=False)
+
+
 def main() -> None:
     cli(prog_name="dbserve")
