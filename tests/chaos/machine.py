@@ -41,6 +41,7 @@ from tests.integration.keys_left import leaks
 
 MOST_JOBS = 3
 MOST_DISASTERS = 2  # in one example
+MOST_NODES = 3  # the same
 FAILPOINTS_OF_THE_RECONCILER = ["launch.recorded", "launch.asked", "giveup.stopped", "stop.killed"]
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -124,6 +125,7 @@ class Machine(RuleBasedStateMachine):
             self.workers_are_not_heard_of: 1 if living else 0,
             self.an_attempt_that_was_given_up_comes_back: 2 if given_up else 0,
             self.a_disaster_strikes: 1 if len(self.disasters) < MOST_DISASTERS else 0,
+            self.the_nodes_are_about_to_go: 1 if some and len(self.world.cluster.nodes) < MOST_NODES else 0,
         }
         return {deed: weight for deed, weight in weights.items() if weight}
 
@@ -230,23 +232,21 @@ class Machine(RuleBasedStateMachine):
     # --- what hits everybody, and the past
 
     def a_disaster_strikes(self, draw: Draw) -> None:
-        left = {
-            "another reconciler",
-            "another cluster",
-            "Redis is killed and comes back",
-            "the node is about to go",
-        } - self.disasters
+        left = {"another reconciler", "another cluster", "Redis is killed and comes back"} - self.disasters
         what = draw(st.sampled_from(sorted(left)))
         self.disasters.add(what)
         if what == "another reconciler":
             self.world.take_over()
         elif what == "another cluster":
             self.world.cluster.restart()
-        elif what == "the node is about to go":
-            self.world.cluster.drain()
         else:
             self.redis.kill()
             self.redis.start()
+
+    def the_nodes_are_about_to_go(self, draw: Draw) -> None:
+        """Another has come; whoever works is to move there, or has ended by then."""
+        self.world.cluster.drain()
+        self.world.tick()
 
     def an_attempt_that_was_given_up_comes_back(self, draw: Draw) -> None:
         """And writes whatever there is to be written."""
