@@ -17,7 +17,7 @@ from dbserve.contracts.card import Family
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import BASELINES, JobPlan
 from dbserve.contracts.report import Report
-from dbserve.contracts.status import Task
+from dbserve.contracts.status import OUT_OF_MEMORY, Task
 from workers.assemble import StoredModel, open_model
 from workers.data import Dataset
 from workers.evaluation import classification, generation, masked_text, next_token
@@ -58,7 +58,11 @@ def evaluate(
     """
     device = torch.device(device)
     run_of = {run.run.task: run for run in runs}
-    lost = [task.name for task in plan.tasks if task.kind in BASELINES and task.name not in finals]
+    lost = {
+        task.name: plan.network_of(task).memory.total
+        for task in plan.tasks
+        if task.kind in BASELINES and task.name not in finals
+    }
     plan = plan.model_copy(update={"tasks": tuple(task for task in plan.tasks if task.name not in lost)})
     trained = {task.name: verified_summary(plan, task, finals) for task in plan.tasks if task.steps}
     model = open_model(model_dir, contract=plan.contract)
@@ -107,7 +111,7 @@ def evaluate(
         swap_accuracy=examined.swap_accuracy,
         warnings=(
             *plan.warnings,
-            *(_why_missing(name, run_of.get(name)) for name in lost),
+            *(_why_missing(name, run_of.get(name), needed) for name, needed in lost.items()),
             *examined.warnings,
         ),
         findings=(*examined.findings, *shared_findings(memory, cost, len(subject.held_out(data.test)))),
@@ -137,9 +141,12 @@ def room_of(plan: JobPlan) -> int:
     return max(LEAST_ROOM, *(block.parameters + block.gradients + block.optimizer for block in memory))
 
 
-def _why_missing(baseline: str, run: Task | None) -> str:
-    why = f"{run.reason}: {run.message}" if run is not None and run.reason is not None else "it did not finish"
-    return f"the baseline {baseline} is missing ({why}): nothing is said against it"
+def _why_missing(baseline: str, run: Task | None, needed: int) -> str:
+    """`needed`: bytes in training, as planned."""
+    if run is None or run.reason is None:
+        return f"{baseline} could not be trained here: it did not finish. Nothing is said against it"
+    size = f", of {needed:,} bytes that its training needs by plan" if run.reason in OUT_OF_MEMORY else ""
+    return f"{baseline} could not be trained here: {run.reason}{size} ({run.message}). Nothing is said against it"
 
 
 def _versions() -> dict[str, str]:

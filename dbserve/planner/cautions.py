@@ -112,6 +112,11 @@ def _of_the_budget(limit: int | None, plan: JobPlan) -> Iterator[str]:
     """max_bytes_per_worker cuts the blocks; baselines are what they are."""
     if limit is None:
         return
+    largest = max(block.memory.total for block in plan.blocks)
     for task in plan.tasks:
         if task.kind in BASELINES and (needed := plan.network_of(task).memory.total) > limit:
-            yield f"the baseline {task.name} takes {needed:,} bytes in training, more than a worker's {limit:,}"
+            yield (
+                f"the baseline {task.name} takes {needed:,} bytes in training, more than a worker's {limit:,}, into "
+                f"which a block fits ({largest:,}): where no worker has more, it fails, the report says so, and the "
+                "job succeeds all the same; evaluation.baselines leaves it out"
+            )

@@ -10,7 +10,7 @@ from dbserve.artefacts import LocalArtefacts
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.report import Report, report_schema
-from dbserve.contracts.status import CheckpointRef, Run, Task
+from dbserve.contracts.status import CheckpointRef, Reason, Run, Task
 from dbserve.errors import CheckpointInvalid, ContractMismatch
 from tests.artefacts import save
 from tests.jobs import small_plan, small_spec
@@ -72,14 +72,14 @@ class Job:
         self.finals[name] = self.root / name
 
     def report(self, **changes: Any) -> Report:
-        arguments: dict[str, Any] = {"data": self.data, "finals": self.finals} | changes
+        arguments: dict[str, Any] = {"data": self.data, "finals": self.finals, "runs": self.runs} | changes
         return evaluate(
             self.spec,
             self.plan,
             arguments["data"],
             self.root / "model",
             arguments["finals"],
-            self.runs,
+            arguments["runs"],
             job_id="job",
             model_id="model",
         )
@@ -260,7 +260,18 @@ def test_a_baseline_that_failed_is_missing_in_the_report_and_said_to_be(job: Job
     report = job.report(finals=finals)
     assert report.quality.end_to_end is None
     assert report.memory.ratio_kind == "predicted"
-    assert any("the baseline end_to_end is missing" in warning for warning in report.warnings)
+    (said,) = (warning for warning in report.warnings if warning.startswith("end_to_end could not be trained here: "))
+    assert "Nothing is said against it" in said
+
+
+def test_a_baseline_that_did_not_fit_is_said_to_have_needed_so_much(job: Job) -> None:
+    failed = next(run for run in job.runs if run.run.task == "end_to_end")
+    runs = [run for run in job.runs if run is not failed]
+    runs.append(failed.model_copy(update={"reason": Reason.HOST_OOM, "message": "can't allocate memory"}))
+    finals = {name: path for name, path in job.finals.items() if name != "end_to_end"}
+    report = job.report(finals=finals, runs=runs)
+    needed = f"{job.plan.end_to_end.memory.total:,} bytes"
+    assert any(f"end_to_end could not be trained here: host_oom, of {needed}" in said for said in report.warnings)
 
 
 def test_a_missing_block_is_refused_by_name(job: Job) -> None:
