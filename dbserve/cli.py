@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dbserve import cli_jobs, cli_models, cli_webhooks
+from dbserve import cli_jobs, cli_keys, cli_models, cli_webhooks
 from dbserve.cli_options import ApiKey
 from dbserve.errors import (
     ClusterUnavailable,
@@ -84,6 +84,7 @@ cli = typer.Typer(
 cli.add_typer(cli_jobs.commands)
 cli.add_typer(cli_models.commands, name="models", rich_help_panel="Results")
 cli.add_typer(cli_webhooks.commands, name="webhooks", rich_help_panel="Service")
+cli.add_typer(cli_keys.commands, name="keys", rich_help_panel="Service")
 cli.command(rich_help_panel="Jobs")(cli_models.architectures)
 
 Host = Annotated[str | None, typer.Option(envvar="DBSERVE_HOST", show_default="127.0.0.1")]

@@ -1,6 +1,7 @@
 """What the commands share: options, the client they talk through, the job file they read."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -25,9 +26,10 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @contextlib.contextmanager
 def connected(url: str, api_key: str | None) -> "Generator[Client]":
+    """DBSERVE_PROJECT names the project to act in, for a key of the whole deployment."""
     from dbserve.client import Client
 
-    with Client(url, api_key) as client:
+    with Client(url, api_key, project=os.environ.get("DBSERVE_PROJECT")) as client:
         yield client
 
 

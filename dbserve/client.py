@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from dbserve.client_keys import Keys
 from dbserve.client_webhooks import Webhooks
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
@@ -76,11 +77,23 @@ class Conflict(ApiError):
 
 
 class Refused(ApiError):
-    """The request is wrong (401, 413, 415, 422)."""
+    """The request is wrong (408, 413, 415, 422)."""
+
+
+class Unauthenticated(Refused):
+    """The API key is missing, wrong, or has ended (401)."""
+
+
+class Forbidden(ApiError):
+    """The API key may not do this (403): forbidden_scope, or in this project: forbidden_project."""
 
 
 class TooMany(ApiError):
-    """This API key has as many unfinished jobs as it may have (429)."""
+    """Too many requests within a minute (429): rate_limited; or unfinished jobs: quota_exceeded."""
+
+    def __init__(self, problem: Problem, *, retry_after: float | None = None) -> None:
+        super().__init__(problem)
+        self.retry_after = retry_after  # seconds, as the server asks
 
 
 class Unavailable(ApiError):
@@ -90,8 +103,9 @@ class Unavailable(ApiError):
 _KINDS: Mapping[int, type[ApiError]] = {
     **dict.fromkeys((404, 410), NotFound),
     409: Conflict,
-    **dict.fromkeys((401, 413, 415, 422), Refused),
-    429: TooMany,
+    **dict.fromkeys((408, 413, 415, 422), Refused),
+    401: Unauthenticated,
+    403: Forbidden,
     503: Unavailable,
 }
 
@@ -110,11 +124,16 @@ class Client:
         base_url: str = DEFAULT_URL,
         api_key: str | None = None,
         *,
+        project: str | None = None,
         timeout: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`timeout` in seconds, for each read and write. Raises ConfigInvalid when base_url is no URL."""
+        """`timeout` in seconds, for each read and write; `project` for a key of the whole deployment.
+
+        Raises ConfigInvalid when base_url is no URL.
+        """
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers |= {"X-Dbserve-Project": project} if project else {}
         try:
             self._http = httpx.Client(
                 base_url=base_url, headers=headers, timeout=timeout, transport=transport, mounts=_PAST_THE_PROXY
@@ -285,6 +304,11 @@ class Client:
         """Who is told when jobs end and when blocks get into trouble."""
         return Webhooks(self._request, self._parsed)
 
+    @property
+    def keys(self) -> Keys:
+        """API keys, and who changed what."""
+        return Keys(self._request, self._parsed, self._all)
+
     # --- inside
 
     def _post_spec(self, path: str, spec: JobSpec, headers: Mapping[str, str] | None = None) -> httpx.Response:
@@ -360,6 +384,9 @@ class Client:
             raise ServerUnreachable(
                 f"what answers at {self.base_url} is not a dbserve API (HTTP {response.status_code})"
             ) from None
+        if problem.status == 429:
+            wait = response.headers.get("Retry-After", "")
+            raise TooMany(problem, retry_after=float(wait) if wait.isdecimal() else None)
         raise _KINDS.get(problem.status, ApiError)(problem)
 
     def _unreachable(self, error: httpx.TransportError) -> ServerUnreachable:

@@ -92,6 +92,10 @@ class Doorkeeper:
             return False
         return key is not None and credentials.opens(key, identity.sha256, time.time())
 
+    def close(self) -> None:
+        """There is a key now."""
+        self._asks = True
+
     def forget(self, key_id: str) -> None:
         """It was changed here: the next request looks anew."""
         self._keys.pop(key_id, None)

@@ -16,13 +16,14 @@ from dbserve.api.tenancy import OwnKey
 from dbserve.api.views import utc, when
 from dbserve.contracts.key import ALL_PROJECTS, LONGEST_GRACE, ApiKey, CallerView, KeyCreated, KeyView, NewKey, Scope
 from dbserve.contracts.views import Page
-from dbserve.errors import KeyInvalid, ProjectForbidden, ScopeMissing
+from dbserve.errors import Fault, KeyInvalid, ProjectForbidden, ScopeMissing
 from dbserve.jobfile import faults
 from dbserve.plaintree import read_json
 from dbserve.store.api_keys import Found
 
 router = APIRouter(prefix="/v1", tags=["keys"])
 
+FIRST_KEY = "from the first key on keys are asked for, so it must be one that makes others: scope admin, project *"
 DAY_SECONDS = 24 * 3600
 
 _SCHEMA = NewKey.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -59,12 +60,14 @@ async def show_caller(caller: Asking) -> CallerView:
 
 
 @router.post("/keys", status_code=201, openapi_extra=_BODY, responses=problems(408, 409, 413, 415, 422))
-async def create_key(request: Request, caller: Asking, asked: Asked, store: Store, response: Response) -> KeyCreated:
+async def create_key(request: Request, caller: Asking, asked: Asked, services: With, response: Response) -> KeyCreated:
     """A new key, which is answered here and never again. It may do no more than the key that makes it."""
     project = asked.project or caller.project
     if not caller.every_project and project != caller.project:
         raise ProjectForbidden("this API key makes keys of its own project alone")
     _refuse_more(caller, asked.scopes)
+    if caller.key_id is None and not (project == ALL_PROJECTS and Scope.ADMIN in asked.scopes):
+        raise KeyInvalid([Fault("/scopes", "first_key", FIRST_KEY)])
     noted(request).project = project  # in whose audit log it belongs
     secret, now = credentials.new_secret(), time.time()
     key = ApiKey(
@@ -77,7 +80,8 @@ async def create_key(request: Request, caller: Asking, asked: Asked, store: Stor
         created_by=caller.key_id or "",
         expires_at=None if asked.expires_in_seconds is None else now + asked.expires_in_seconds,
     )
-    await store.api_keys.add(key)
+    await services.store.api_keys.add(key)
+    services.door.close()
     response.headers["Location"] = f"/v1/keys/{key.id}"
     return _with_secret(key, secret)
 
