@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
-from urllib.parse import urlsplit, urlunsplit
 
 _NAMES = ("url", "username", "password", "ca_file", "cert_file", "key_file")
 
@@ -26,8 +25,12 @@ class RedisAccess:
         """
         if self.username is None and self.password is None:
             return self.url
-        parts = urlsplit(self.url)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        scheme, _, rest = self.url.partition("://")
+        place, _, query = rest.partition("?")
+        host, slash, path = place.partition("/")
+        kept = [option for option in query.split("&") if option.partition("=")[0] not in ("", "username", "password")]
+        bare = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+        return f"{bare}?{'&'.join(kept)}" if kept else bare
 
     @classmethod
     def here(cls, told: str, environment: Mapping[str, str]) -> Self:
