@@ -31,6 +31,7 @@ from dbserve.webhooks.posting import Poster
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
+ACTING_SECONDS = 0.5  # of one tick: looking again is what shows who has fallen silent
 TIDY_SECONDS = 2.0
 TELL_SECONDS = 5.0  # between two notes of how long ticks took
 SHOW_SECONDS = 2.0  # between two notes of what the cluster has
@@ -79,6 +80,7 @@ class Reconciler:
         self._held_at = float("-inf")  # monotonic seconds: when the lease was last taken or renewed
         self._asked: set[Run] = set()  # workers that we asked the cluster for; what others asked for may be lost
         self._sight = Sight()
+        self._tried: set[tuple[type[Action], Run | None]] = set()  # since a tick last did all that was due
         self._ticks: list[float] = []  # seconds that those since _told_at took
         self._told_at = float("-inf")  # monotonic seconds
         self._shown_at = float("-inf")  # the same
@@ -115,7 +117,7 @@ class Reconciler:
             if self._alive_file is not None:
                 self._alive_file.touch()
             try:
-                await asyncio.wait_for(stopping.wait(), TICK_SECONDS)
+                await asyncio.wait_for(stopping.wait(), 0.0 if self._tried else TICK_SECONDS)
             except TimeoutError:
                 continue
 
@@ -134,7 +136,8 @@ class Reconciler:
         self._ticks, self._told_at = [], now
 
     async def tick(self) -> None:
-        """One look and what follows from it."""
+        """One look and what follows from it, as far as ACTING_SECONDS reach: what is left is decided by the next look,
+        which passes over what was tried, so that nothing waits for ever behind what does not succeed."""
         alive = await asyncio.to_thread(self._cluster.alive)
         capacity = await asyncio.to_thread(self._cluster.capacity)
         jobs = await self._store.active_outlines()
@@ -150,15 +153,23 @@ class Reconciler:
             silence=self._sight.look(jobs, time.monotonic()),
             limits=self._limits,
         )
+        tried, self._tried = self._tried, set()
+        until = time.monotonic() + ACTING_SECONDS
         for action in decide(scene):
+            run = _run_of(action)
+            if (what := (type(action), run)) in tried:
+                continue
             if not await self._still_ours():
                 return
-            run = _run_of(action)
             with concerning(run) if run is not None else contextlib.nullcontext():
                 try:
                     await self._act(action)
                 except (StaleRun, IllegalTransition, JobNotFound) as passed:
                     log.info("no longer true: %s", passed)  # the store moved on since the look
+            tried.add(what)
+            if time.monotonic() >= until:
+                self._tried = tried
+                return
 
     async def _show(self, capacity: Capacity) -> None:
         """The cluster as it is, now and then: the API knows no more of it than this."""
