@@ -18,9 +18,12 @@
 - to: {{ include "dbserve.peer" (dict "root" . "component" "redis") | nindent 4 }}
   ports: [{port: 6379, protocol: TCP}]
 {{- else -}}
+{{- if not .Values.redis.external.cidrs }}
+{{- fail "redis.external.cidrs is needed where network policies are on and Redis is not the chart's" }}
+{{- end }}
 {{- $port := (urlParse .Values.redis.external.url).host | splitList ":" | last | int -}}
 - to:
-    {{- range required "redis.external.cidrs is needed where network policies are on and Redis is not the chart's" .Values.redis.external.cidrs }}
+    {{- range .Values.redis.external.cidrs }}
     - ipBlock: {cidr: {{ . }}}
     {{- end }}
   ports: [{port: {{ default 6379 $port }}, protocol: TCP}]
