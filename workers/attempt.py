@@ -93,6 +93,8 @@ class TrainingAttempt:
             device=device,
             trial_done=account.trial_done,
         )
+        resumed_at = None if state is None else state.step
+        del state, initial  # the training has them, and lets go of them
         with contextlib.closing(steps):
             for report in _watched(steps, account):
                 account.note(report)
@@ -107,7 +109,7 @@ class TrainingAttempt:
                     raise Interrupted(f"{run} stops at step {report.step}, which is saved")
                 elif report.step % every == 0:
                     saving.begin(report)
-        if state is not None and state.step == self._task.steps:
+        if resumed_at == self._task.steps:
             saving.remove_all_but(kept)  # the attempt that saved the last step ended before it came to that
         failpoint("finish.pointer")
 

@@ -33,6 +33,7 @@ from workers.rate_scan import RATES, best_rate, outcome, trial_of
 from workers.recompute import Recomputed
 from workers.seeds import seed_torch
 from workers.sharding import Captures, Entrance, is_sharded, shard
+from workers.shares import take_over
 from workers.step import Shares, Stepper, weights_of
 from workers.subprocesses import Subprocesses
 from workers.traffic import SentBytes, counting_sent_bytes
@@ -88,10 +89,13 @@ def train_block(
     """
     device = torch.device(device)
     orders = Orders(spec, plan, task, data.train, state, initial_weights, data.validation)
+    del state, initial_weights  # here and below: kept, they would be one more copy in memory as long as it trains
     if crew is None and task.workers > 1:
         crew = Subprocesses.of(task.workers, device)
     if crew is None or crew.size == 1:
-        yield from training(orders, device, Alone(), trial_done)
+        steps = training(orders, device, Alone(), trial_done)
+        del orders
+        yield from steps
         return
     with leading(orders, device, crew) as workers:
         yield from training(orders, device, workers, trial_done)
@@ -105,7 +109,9 @@ def training(
     Sharded, the others attend the captures of rank 0 at every report.
     """
     with counting_sent_bytes(None if isinstance(workers, Alone) else workers.processes) as sent:
-        yield from _training(orders, device, workers, trial_done, sent)
+        steps = _training(orders, device, workers, trial_done, sent)
+        del orders
+        yield from steps
 
 
 def _training(
@@ -141,6 +147,7 @@ def _training(
         stepper.restore(state)
     looks = workers.rank == 0 or entrance is not None
     held_out = _held_out(spec, plan, task, network, orders.validation, entrance) if looks else None
+    del orders, state
     progress = Progress(task, summary)
     with closing(stream_of(task.name, start)) as stream:
         for step in range(start, task.steps):
@@ -294,7 +301,7 @@ def _with_rate(
         trials.append(outcome(rate, cast(list[float], torch.stack(losses).tolist())))  # pyright: ignore[reportUnknownMemberType]
         if trial_done is not None:
             trial_done()
-    network.load_state_dict(initial)
+    take_over(network, initial)
     kept = best_rate(trials, task.name)
     log.info("learning rate %g kept of %s", kept, {trial.rate: trial.loss for trial in trials})
     return TrainingSummary(
