@@ -183,6 +183,8 @@ def _host(scheme: str, host: str) -> str:
     name = name.lower()
     if name.startswith("["):
         try:
+            if "%" in name:
+                raise ValueError("of one interface of one machine")
             name = f"[{ipaddress.IPv6Address(name[1:-1])}]"
         except ValueError:
             raise Unclear("its host is no address of IPv6") from None

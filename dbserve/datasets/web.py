@@ -109,7 +109,10 @@ class WebFile(io.RawIOBase):
 @contextmanager
 def open_web(place: Location, *, pointer: str) -> Generator[WebFile]:
     """Connects, and learns size and version. Raises DataInvalid, OSError."""
-    target = target_of(place.url)
+    try:
+        target = target_of(place.url)
+    except AddressRefused as refused:
+        raise DataInvalid(f"cannot read {place.url}: its host is {refused}", pointer) from None
     addresses = _checked(target.host, target.port, place, reach(), pointer)
     limits = httpx.Timeout(ANSWER_SECONDS, connect=ANSWER_SECONDS / (1 + len(addresses)))
     with (
@@ -171,8 +174,6 @@ def _plainly() -> Generator[None]:
         raise WebRefused("the server does not answer in time") from None
     except httpx.HTTPError as error:
         raise WebRefused(f"the server cannot be read ({type(error).__name__})") from None
-    except AddressRefused as refused:
-        raise WebRefused(str(refused)) from None
 
 
 @lru_cache(maxsize=1)

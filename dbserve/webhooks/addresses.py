@@ -40,7 +40,7 @@ class Target(NamedTuple):
 
 
 def target_of(url: str) -> Target:
-    """The parts of a webhook's URL. Raises AddressRefused, which does not repeat it: it may hold a password."""
+    """The parts of a URL. Raises AddressRefused, which does not repeat it: it may hold a password."""
     try:
         parsed = httpx.URL(url)
         host, scheme, port = parsed.raw_host.decode("ascii"), parsed.scheme, parsed.port
