@@ -22,8 +22,8 @@ _MODEL, _WEBHOOK, _KEY = "/v1/models/{model_id}", "/v1/webhooks/{webhook_id}", "
 
 NEEDS: Mapping[tuple[str, str], Need] = {
     **dict.fromkeys(
-        [("GET", path) for path in ("/healthz", "/readyz", "/docs", "/openapi.json")]
-        + [(method, path) for method in ("GET", "HEAD") for path in ("/", "/assets/{name}")],
+        [("GET", path) for path in ("/healthz", "/readyz", "/docs")]
+        + [(method, path) for method in ("GET", "HEAD") for path in ("/", "/assets/{name}", "/openapi.json")],
         Need.NOTHING,
     ),
     ("GET", "/metrics"): Need.SCRAPE,

@@ -41,10 +41,11 @@ def serving(chosen: Settings) -> Iterator[str]:
             assert not thread.is_alive(), "the server did not stop"
 
 
-async def submitted(store: JobStore, **changes: Any) -> str:
+async def submitted(store: JobStore, *, project: str = "default", **changes: Any) -> str:
     """A job straight into the store: blocks 0 and 1, assembly, evaluation."""
     spec = small_spec(**changes)
-    made, _ = await store.create_job(spec, small_plan(spec), idempotency_key=None, request_digest="d")
+    plan = small_plan(spec)
+    made, _ = await store.create_job(spec, plan, project=project, idempotency_key=None, request_digest="d")
     return made.record.id
 
 
