@@ -6,7 +6,7 @@ which of the node's GPUs it gets; which one that was, a worker says when it begi
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import heapify, heappop, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Literal, NamedTuple
 
 from dbserve.contracts.cluster import ANY_GPU, Capacity, Node, Resources
@@ -105,7 +105,7 @@ class Books:
         self._kinds: dict[tuple[object, ...], list[_Page]] = {}  # pages that a kind of task may go to
         # For tasks of one replica, what is free only shrinks: each list is made once, and left behind as it is used up.
         self._packing: dict[Ask, deque[_Page]] = {}
-        self._spreading: dict[tuple[Ask, str], list[tuple[tuple[object, ...], _Page]]] = {}
+        self._spreading: dict[Ask, list[tuple[tuple[object, ...], _Page]]] = {}
         self._exhausted: set[Ask] = set()
 
     def charge(self, tasks: Iterable[Task]) -> None:
@@ -184,21 +184,27 @@ class Books:
 
     def _emptiest(self, ask: Ask, job_id: str) -> _Page | None:
         """The node with the fewest workers of the job; among equals, where most is free."""
-        if (ask, job_id) not in self._spreading:
+        if ask not in self._spreading:
             pages = [page for page in self._of_kind(ask) if page.room(ask.resources)]
-            heap = [(_emptiness(ask, page, page.workers[job_id]), page) for page in pages]
-            heapify(heap)
-            self._spreading[ask, job_id] = heap
-        heap = self._spreading[ask, job_id]
-        while heap:
+            self._spreading[ask] = [(_freedom(ask, page), page) for page in pages]
+            heapify(self._spreading[ask])
+        heap, passed = self._spreading[ask], list[tuple[tuple[object, ...], _Page]]()
+        found = None
+        while heap and found is None:
             said, page = heap[0]
             if not page.room(ask.resources):
                 heappop(heap)
-            elif (now := _emptiness(ask, page, page.workers[job_id])) == said:
-                return page
-            else:
+            elif (now := _freedom(ask, page)) != said:
                 heapreplace(heap, (now, page))  # it was used since
-        return None
+            elif page.workers[job_id]:
+                passed.append(heappop(heap))
+            else:
+                found = page
+        for one in passed:
+            heappush(heap, one)
+        if found is None and passed:  # the job is on every node that has room
+            return min((page for _, page in passed), key=lambda page: (page.workers[job_id], _freedom(ask, page)))
+        return found
 
 
 def nodes_of(task: Task) -> tuple[str, ...]:
@@ -232,7 +238,7 @@ def _spread(ask: Ask, pages: Sequence[_Page], job_id: str) -> Iterator[_Page]:
     for _ in range(ask.replicas):
         if not rooms:
             return
-        page = min(rooms, key=lambda page: _emptiness(ask, page, mine[page]))
+        page = min(rooms, key=lambda page: (mine[page], _freedom(ask, page)))
         yield page
         mine[page] += 1
         rooms[page] -= 1
@@ -240,9 +246,10 @@ def _spread(ask: Ask, pages: Sequence[_Page], job_id: str) -> Iterator[_Page]:
             del rooms[page]
 
 
-def _emptiness(ask: Ask, page: _Page, mine: int) -> tuple[object, ...]:
+def _freedom(ask: Ask, page: _Page) -> tuple[object, ...]:
+    """Least first is where most is free."""
     gpus = -page.free_gpus if ask.resources.gpus else page.node.resources.gpus
-    return mine, gpus, -page.cpus, page.node.name, page.node.id
+    return gpus, -page.cpus, page.node.name, page.node.id
 
 
 def shortfall(ask: Ask, nodes: Sequence[Node]) -> str | None:
