@@ -72,7 +72,10 @@ def drain(environment: Mapping[str, str], seconds: float) -> None:
     try:
         gcs = ray._raylet.GcsClient(address=environment["RAY_ADDRESS"])
         name = environment["RAY_CLOUD_INSTANCE_ID"]
-        [node] = [node_id for node_id, node in _living(gcs).items() if node.instance_id == name]
+        node = next((node_id for node_id, node in _living(gcs).items() if node.instance_id == name), None)
+        if node is None:
+            sys.stderr.write(f"cannot tell Ray that this node goes: it knows none of {name}\n")
+            return
         by = int((time.time() + seconds) * 1000)
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         accepted, why_not = gcs.drain_node(node.hex(), reason, "its pod is being removed", by)
