@@ -69,10 +69,9 @@ class BodyLimit:
     And those that trickle in for longer than BODY_SECONDS, and compressed ones, whose size nobody knows.
     """
 
-    def __init__(self, app: ASGIApp, *, limit: int = MAX_BODY_BYTES, seconds: float = BODY_SECONDS) -> None:
+    def __init__(self, app: ASGIApp, *, limit: int = MAX_BODY_BYTES) -> None:
         self._app = app
         self._limit = limit
-        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,7 +84,7 @@ class BodyLimit:
             plain = HTTPException(415, "send the body as it is, without Content-Encoding")
             return await from_http(Request(scope), plain)(scope, receive, send)
         received = 0
-        due: float | None = asyncio.get_running_loop().time() + self._seconds  # None: it is there
+        due: float | None = asyncio.get_running_loop().time() + BODY_SECONDS  # None: it is there
 
         async def receive_counted() -> Message:
             nonlocal received, due
@@ -93,7 +92,7 @@ class BodyLimit:
                 async with asyncio.timeout_at(due):
                     message = await receive()
             except TimeoutError:
-                why = f"the body did not come within {self._seconds:g} s"
+                why = f"the body did not come within {BODY_SECONDS:g} s"
                 raise HTTPException(408, why, headers={"Connection": "close"}) from None
             if not message.get("more_body", False):
                 due = None

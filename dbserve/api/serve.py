@@ -8,6 +8,7 @@ from collections.abc import Callable
 import uvicorn
 
 from dbserve.api.app import create_app
+from dbserve.api.wire import BoundedHttp
 from dbserve.datasets.reach import limit_reach
 from dbserve.errors import StartupRefused
 from dbserve.garbage import collect_less_often
@@ -33,6 +34,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None] = print) -> Non
         announce(f"http://{host}:{listener.getsockname()[1]}")
         config = uvicorn.Config(
             app,
+            http=BoundedHttp,
             log_config=None,  # its lines come as ours do
             log_level=settings.log_level,
             access_log=False,  # the envelope says more, and less

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from dbserve.api.app import create_app
+from dbserve.api.wire import BoundedHttp
 from dbserve.contracts.status import Finished, Launched, Run, Started, TaskState
 from dbserve.settings import Settings, read_settings
 from dbserve.store import JobStore
@@ -26,7 +27,8 @@ def settings(redis_url: str, directory: Path, **changes: Any) -> Settings:
 def serving(chosen: Settings) -> Iterator[str]:
     """The address of a server that stops when the block is left."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(chosen), log_level="warning", timeout_graceful_shutdown=1))
+        config = uvicorn.Config(create_app(chosen), http=BoundedHttp, log_level="warning", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 10
