@@ -9,7 +9,8 @@ import logging
 import os
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,7 +51,7 @@ class WorkerConfig:
 
     redis_url: str  # unless the worker's own environment says otherwise (RedisAccess.here)
     artifacts: str  # a directory that every node sees, or a URI
-    cache_dir: Path
+    cache_dir: Path  # unless the worker's own environment says otherwise (cache_of_node)
     lease_seconds: float = 15.0
     otlp_endpoint: str | None = None  # where spans go; None: nothing is traced
     data_allow: str | None = None  # what jobs may name as data; None: what this machine's user could open
@@ -60,6 +61,7 @@ class BlockWorker:
     """One attempt at one task, from Started to Finished or Crashed."""
 
     def __init__(self, run: Run, config: WorkerConfig, cpus: float, gpus: float, *, termination: Termination) -> None:
+        config = replace(config, cache_dir=cache_of_node(os.environ, config.cache_dir))
         self._run = run
         self._config = config
         self._cpus = cpus
@@ -336,6 +338,15 @@ class BlockActor:
 
 async def _work(run: Run, config: WorkerConfig, cpus: float, gpus: float, termination: Termination) -> None:
     await BlockWorker(run, config, cpus, gpus, termination=termination).work()
+
+
+def cache_of_node(environment: Mapping[str, str], told: Path) -> Path:
+    """Where a node's workers keep decoded shards: where its own environment says, whose disks it knows.
+
+    A relative path is another one in every process, and is passed over.
+    """
+    own = Path(environment.get("DBSERVE_CACHE_DIR", ""))
+    return own if own.is_absolute() else told
 
 
 def _final(task: Task) -> CheckpointRef:
