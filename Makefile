@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes screenshots test-unit lint bench bench-api bench-recovery bench-watching soak cards dashboards chart schema clean
+.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes image image-check screenshots test-unit lint bench bench-api bench-bigger bench-recovery bench-watching soak cards dashboards chart schema clean
 
 setup: $(STAMP)
 
@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/python -m examples.demo
 
 test: setup
-	$(BIN)/python -m pytest tests -m "not chaos and not ui and not cluster and not fuzz"
+	$(BIN)/python -m pytest tests -m "not chaos and not ui and not cluster and not fuzz and not image"
 
 # The page, in a real Chromium (apt install chromium chromium-driver).
 test-ui: setup
@@ -49,6 +49,15 @@ test-fuzz: setup
 kubernetes: setup
 	$(BIN)/python -m pytest tests/kubernetes
 
+# Both images, with what there is of podman, buildah and docker; deploy/build.sh says what may be set.
+image:
+	deploy/build.sh
+
+# The images built on Debian's packages alone, and run: apt install buildah podman runc mmdebstrap catatonit; as root.
+IMAGE_TESTS ?= tests/images
+image-check: setup
+	$(BIN)/python -m pytest $(IMAGE_TESTS)
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -62,6 +71,10 @@ bench: setup
 
 bench-api: setup
 	$(BIN)/python -m benchmarks.api
+
+# A network that no worker can train end-to-end, trained as blocks by workers of that very size.
+bench-bigger: setup
+	$(BIN)/python -m benchmarks.bigger
 
 # What it costs to look: a scrape, and a hundred viewers.
 bench-watching: setup
