@@ -1,0 +1,1 @@
+"""The images, built and run: buildah on a Debian base, podman."""
