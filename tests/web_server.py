@@ -27,7 +27,7 @@ class Web:
 
 
 @contextlib.contextmanager
-def web() -> Generator[Web]:
+def web(address: str = "127.0.0.1") -> Generator[Web]:
     served = Web()
 
     class Handler(BaseHTTPRequestHandler):
@@ -58,7 +58,7 @@ def web() -> Generator[Web]:
         def log_message(self, *_arguments: object) -> None:
             """Nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((address, 0), Handler)
     served.port = int(server.server_address[1])
     with running(server):
         yield served

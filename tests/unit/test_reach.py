@@ -116,6 +116,14 @@ def test_whether_there_is_something_outside_is_not_told(sets: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize("uri", ["mixed", "mixed/*.parquet"])
+def test_a_job_may_name_less_than_this_process_may_read(sets: Path, tmp_path: Path, uri: str) -> None:
+    limit_reach(AT_HOME, own=tmp_path / "cache")
+    assert len(find_shards(f"{sets}/{uri}", role="train", pointer=URI)) == 2
+    with pytest.raises(DataInvalid, match="DBSERVE_DATA_ALLOW"):
+        find_shards(f"{sets}/{uri}", role="train", pointer=URI, allowed=parse_allowed(str(sets)))
+
+
 @pytest.mark.parametrize("key", ["uri", "test_uri", "tokenizer"])
 def test_every_key_that_names_data_is_held_against_the_list(sets: Path, tmp_path: Path, key: str) -> None:
     data = {"uri": str(sets / "good"), "vocabulary": "characters", key: str(tmp_path / "outside/train-0.parquet")}
@@ -143,10 +151,11 @@ def test_a_link_that_is_turned_after_it_was_looked_at_leads_nowhere(
     really_open = os.open
 
     def open_later(path: str, *arguments: Any, **more: Any) -> int:
-        if str(path) == str(shard):
-            shard.unlink()
-            shard.symlink_to(tmp_path / "outside/train-0.parquet")
-        return really_open(path, *arguments, **more)
+        if str(path) != str(shard):
+            return really_open(path, *arguments, **more)
+        descriptor = really_open(tmp_path / "outside/train-0.parquet", *arguments, **more)
+        assert shard.resolve().is_relative_to(sets)  # it was turned back at once
+        return descriptor
 
     monkeypatch.setattr(os, "open", open_later)
     with pytest.raises(DataInvalid, match="leads elsewhere now"), open_shard(str(shard), pointer=URI):
@@ -275,17 +284,19 @@ def test_all_addresses_of_a_host_must_be_fit(served: Web, tmp_path: Path, monkey
 
 
 def test_a_name_is_asked_once_and_its_address_is_what_is_connected_to(
-    served: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would lead elsewhere the second time: DNS rebinding."""
-    served.files["/a.parquet"] = shard_bytes(tmp_path)
-    answers = iter([["127.0.0.1"], ["169.254.169.254"]])
+    """It leads elsewhere the second time: DNS rebinding."""
+    answers = iter([["127.0.0.2"], ["169.254.169.254"]])
     monkeypatch.setattr(web_reading, "resolve", lambda host, port: next(answers))
-    limit_reach(parse_allowed(f"http://localhost:{served.port}/"), own=tmp_path)
-    assert len(read_file(served.url("/a.parquet", "localhost"), most=1 << 20, pointer=URI)) > 0
-    assert {host for host, _ in served.asked} == {f"localhost:{served.port}"}
-    with pytest.raises(DataInvalid, match="metadata"):
-        read_file(served.url("/a.parquet", "localhost"), most=1 << 20, pointer=URI)
+    with web("127.0.0.2") as served:
+        served.files["/a.parquet"] = shard_bytes(tmp_path)
+        limit_reach(parse_allowed(f"http://localhost:{served.port}/"), own=tmp_path)
+        uri = served.url("/a.parquet", "localhost")
+        assert read_file(uri, most=1 << 20, pointer=URI) == served.files["/a.parquet"]
+        assert {host for host, _ in served.asked} == {f"localhost:{served.port}"}
+        with pytest.raises(DataInvalid, match="metadata"):
+            read_file(uri, most=1 << 20, pointer=URI)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
