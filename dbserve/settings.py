@@ -127,9 +127,13 @@ class Settings(BaseSettings):
     @property
     def data_rules(self) -> Allowed:
         """What jobs may name as data."""
+        return self.data_rules_for(by_key=self.keys_always_asked_for)
+
+    def data_rules_for(self, *, by_key: bool) -> Allowed:
+        """The same, of a job that somebody submits by a key: who is given one need not be this machine's user."""
         if self.data_allow is not None:
             return parse_allowed(self.data_allow)
-        return NOTHING if self.keys_always_asked_for else AT_HOME
+        return NOTHING if by_key or self.keys_always_asked_for else AT_HOME
 
     @field_validator("data_allow")
     @classmethod

@@ -43,9 +43,9 @@ class CancelQuery(BaseModel, extra="forbid"):
 
 
 @router.post("/plans", tags=["plans"], openapi_extra=BODY, responses=problems(408, 413, 415, 422))
-async def make_plan(spec: Submitted, services: With) -> JobPlan:
+async def make_plan(spec: Submitted, services: With, caller: Asking) -> JobPlan:
     """What a job would become: blocks, sigma intervals, parameters, bytes. Nothing is stored."""
-    return await services.plans.make(spec)
+    return await services.plans.make(spec, by_key=caller.key_id is not None)
 
 
 @router.post("/jobs", tags=["jobs"], status_code=202, openapi_extra=BODY, responses=problems(408, 413, 415, 422, 429))
@@ -64,7 +64,7 @@ async def submit_job(
     if record is not None:
         snapshot, created = await store.snapshot(record.id), False
     else:
-        job_plan = await services.plans.make(spec)
+        job_plan = await services.plans.make(spec, by_key=caller.key_id is not None)
         failpoint("submit.planned")
         snapshot, created = await store.create_job(
             spec,

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from dbserve.admission import Allowed
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.conversion import with_source
@@ -70,42 +71,42 @@ class Plans:
         self._settings = settings
         self._known: OrderedDict[str, tuple[_Versions, JobPlan]] = OrderedDict()
 
-    async def make(self, spec: JobSpec) -> JobPlan:
-        """The plan of a job: card, then shards (footers and labels), then arithmetic.
+    async def make(self, spec: JobSpec, *, by_key: bool) -> JobPlan:
+        """The plan of a job: card, then shards (footers and labels), then arithmetic. `by_key`: who asks has one.
 
         Raises ConfigInvalid, DataInvalid.
         """
+        allowed = self._settings.data_rules_for(by_key=by_key)
         if spec.architecture.source is not None or spec.data.tokenizer is not None:
-            return await run_in_threadpool(self._made, spec)
+            return await run_in_threadpool(self._made, spec, allowed)
         asked = spec.model_copy(update={"name": "", "labels": {}}).model_dump_json()
         known = self._known.get(asked)
         if known is not None and spec.data.uri.startswith(BUILTIN):
             versions = self._versions(
-                spec
+                spec, allowed
             )  # files of our own cache, made already: sooner looked at than a thread is had
         else:  # before the shards are read: no change goes unseen
-            versions = await run_in_threadpool(self._versions, spec)
+            versions = await run_in_threadpool(self._versions, spec, allowed)
         if known is not None and known[0] == versions:
             self._known.move_to_end(asked)
             return known[1]
-        plan = await run_in_threadpool(self._made, spec)
+        plan = await run_in_threadpool(self._made, spec, allowed)
         self._known[asked] = versions, plan
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return plan
 
-    def _made(self, spec: JobSpec) -> JobPlan:
+    def _made(self, spec: JobSpec, allowed: Allowed) -> JobPlan:
         card = load_card(spec.architecture.kind)
-        settings = self._settings
-        facts = inspect(spec.data, modality=card.modality, cache_dir=settings.cache_dir, allowed=settings.data_rules)
+        facts = inspect(spec.data, modality=card.modality, cache_dir=self._settings.cache_dir, allowed=allowed)
         if spec.architecture.source is not None:
-            admit(spec.architecture.source, pointer=SOURCE, allowed=settings.data_rules)
+            admit(spec.architecture.source, pointer=SOURCE, allowed=allowed)
         return plan_job(with_source(spec, facts), card, facts)
 
-    def _versions(self, spec: JobSpec) -> "_Versions":
+    def _versions(self, spec: JobSpec, allowed: Allowed) -> "_Versions":
         """Which shards there are, and what would differ if their bytes did."""
         data = spec.data
-        find = partial(locate, cache_dir=self._settings.cache_dir, allowed=self._settings.data_rules)
+        find = partial(locate, cache_dir=self._settings.cache_dir, allowed=allowed)
         train = find(data.uri, role="train", pointer="/data/uri")
         versions = [shard_version(uri, pointer="/data/uri") for uri in train]
         if data.test_uri is not None:

@@ -42,10 +42,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[JobPlan]:
 
 
 async def test_jobs_alike_but_for_name_and_labels_are_planned_once(plans: Plans, made: list[JobPlan]) -> None:
-    first = await plans.make(small_spec(name="a", labels={"of": "a"}))
-    assert await plans.make(small_spec(name="b")) == first
+    first = await plans.make(small_spec(name="a", labels={"of": "a"}), by_key=False)
+    assert await plans.make(small_spec(name="b"), by_key=False) == first
     assert len(made) == 1
-    other = await plans.make(small_spec(training={"steps": 30, "batch_size": 32}))
+    other = await plans.make(small_spec(training={"steps": 30, "batch_size": 32}), by_key=False)
     assert other != first
     assert len(made) == 2
 
@@ -65,10 +65,10 @@ async def test_a_change_of_the_shards_is_seen_at_once(
     change: Callable[[Path], None], plans: Plans, made: list[JobPlan], shards: Path
 ) -> None:
     spec = small_spec(data={"uri": str(shards)})
-    await plans.make(spec)
+    await plans.make(spec, by_key=False)
     change(shards)
-    await plans.make(spec)
-    await plans.make(spec)
+    await plans.make(spec, by_key=False)
+    await plans.make(spec, by_key=False)
     assert len(made) == 2
 
 
@@ -79,10 +79,10 @@ def empty(shards: Path) -> None:
 
 async def test_shards_that_are_gone_are_refused_however_well_they_are_remembered(plans: Plans, shards: Path) -> None:
     spec = small_spec(data={"uri": str(shards)})
-    await plans.make(spec)
+    await plans.make(spec, by_key=False)
     empty(shards)
     with pytest.raises(DataInvalid):
-        await plans.make(spec)
+        await plans.make(spec, by_key=False)
 
 
 async def test_only_the_last_plans_are_remembered(
@@ -91,5 +91,5 @@ async def test_only_the_last_plans_are_remembered(
     monkeypatch.setattr(submission, "REMEMBERED", 2)
     specs = [small_spec(training={"steps": steps, "batch_size": 32}) for steps in (10, 20, 30)]
     for spec in (*specs, specs[2], specs[1], specs[0]):
-        await plans.make(spec)
+        await plans.make(spec, by_key=False)
     assert len(made) == 4
