@@ -36,9 +36,13 @@ def confined(objects: list[Object]) -> Iterator[str]:
 
 def nothing_of_the_host(objects: list[Object]) -> Iterator[str]:
     for pod in pods(objects):
-        for name in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
+        for name in ("hostNetwork", "hostPID", "hostIPC"):
             if pod.spec.get(name):
                 yield f"{pod.where}: {name}"
+        # Ray's driver and the raylet beside it must see each other; nobody else needs to.
+        shared = pod.labels["app.kubernetes.io/component"] == "reconciler"
+        if pod.spec.get("shareProcessNamespace", False) is not shared:
+            yield f"{pod.where}: its containers {'do not ' if shared else ''}see each other's processes"
         for volume in pod.spec.get("volumes", ()):
             if "hostPath" in volume:
                 yield f"{pod.where}: {volume['name']} is a directory of the host"
@@ -156,6 +160,11 @@ def _head(objects: list[Object]) -> Any:
     return kinds(objects, "RayCluster")[0]["spec"]["headGroupSpec"]["template"]["spec"]
 
 
+def _reconciler(objects: list[Object]) -> Any:
+    [found] = [each for each in kinds(objects, "Deployment") if each["metadata"]["name"].endswith("-reconciler")]
+    return found["spec"]["template"]["spec"]
+
+
 def _add(container: Any, **variable: str) -> None:
     container["env"].append(variable)
 
@@ -177,6 +186,8 @@ FAULTS: list[tuple[str, str, Callable[[list[Object]], Any]]] = [
         ),
     ),
     ("nothing_of_the_host", "its network", lambda all_: _head(all_).update(hostNetwork=True)),
+    ("nothing_of_the_host", "each other's processes", lambda all_: _head(all_).update(shareProcessNamespace=True)),
+    ("nothing_of_the_host", "a driver on its own", lambda all_: _reconciler(all_).pop("shareProcessNamespace")),
     (
         "nothing_of_the_host",
         "a directory",
