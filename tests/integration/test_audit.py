@@ -1,0 +1,164 @@
+"""Every request that changes something is noted, refused ones too, and no secret with it."""
+
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from dbserve.api.app import create_app
+from dbserve.api.auditing import READING
+from dbserve.api.scopes import CHANGES_NOTHING
+from dbserve.contracts.key import ALL_PROJECTS, Scope
+from dbserve.store import JobStore
+from dbserve.store.audit import KEPT
+from tests.chaos.durable_redis import DurableRedis
+from tests.integration.serving import settings, submitted
+from tests.integration.test_tenants import BOOTSTRAP, ROUTES, ask
+from tests.tenants import UNKNOWN, a_key, things_of
+
+MUTATING = sorted(  # what deletes comes last
+    (route for route in ROUTES if route[0] not in READING and route not in CHANGES_NOTHING),
+    key=lambda route: (route[0] == "DELETE", route),
+)
+
+
+@pytest.fixture
+def app(redis_url: str, tmp_path: Path, api_directory: Path, store: JobStore) -> FastAPI:
+    chosen = settings(redis_url, api_directory, api_key=BOOTSTRAP, webhook_private_hosts=True)
+    return create_app(chosen.model_copy(update={"artifacts": str(tmp_path)}), store)
+
+
+@pytest.fixture
+async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, client=("192.0.2.7", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def entries(http: httpx.AsyncClient, key: str, query: str = "") -> list[dict[str, Any]]:
+    answer = await http.get(f"/v1/audit{query}", headers={"Authorization": f"Bearer {key}"})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["data"]
+
+
+async def test_every_route_that_changes_something_leaves_an_entry(
+    http: httpx.AsyncClient, store: JobStore, tmp_path: Path
+) -> None:
+    red, key = await things_of(store, "red", tmp_path), await a_key(store, "red")
+    assert len(MUTATING) > 10
+    for route in MUTATING:
+        answer = await ask(http, route, red._asdict(), key)
+        newest = (await entries(http, key))[0]
+        assert newest["request_id"] == answer.headers["x-request-id"], route
+        assert (newest["method"], newest["route"], newest["status"]) == (*route, answer.status_code)
+        assert (newest["key_id"], newest["address"]) == (key[4:16], "192.0.2.7")
+        made = answer.headers.get("location")
+        assert newest["object"] == (made or route[1].format(**red._asdict(), block="0"))
+    before = len(await entries(http, key))
+    for route in ROUTES:
+        if route not in MUTATING and "live" not in route[1]:
+            await ask(http, route, red._asdict(), key)
+    assert len(await entries(http, key)) == before, "who only looks leaves none"
+
+
+async def test_what_was_refused_is_noted_too(http: httpx.AsyncClient, store: JobStore) -> None:
+    admin, reader = await a_key(store, "red"), await a_key(store, "red", (Scope.READ,))
+    cancel = ("POST", "/v1/jobs/{job_id}/cancel")
+    assert (await ask(http, cancel, UNKNOWN, admin)).status_code == 404
+    assert (await ask(http, cancel, UNKNOWN, reader)).status_code == 403
+    assert (await ask(http, ("POST", "/v1/keys"), {}, reader)).status_code == 403
+    headers = {"Authorization": f"Bearer {admin}", "Content-Type": "application/json"}
+    assert (await http.post("/v1/jobs", content=b"[" * 100_000, headers=headers)).status_code == 422
+    found = await entries(http, admin)
+    assert [(one["status"], one["route"]) for one in found] == [
+        (422, "/v1/jobs"),
+        (403, "/v1/keys"),
+        (403, cancel[1]),
+        (404, cancel[1]),
+    ]
+
+
+async def test_attempts_without_a_good_key_are_no_projects_and_are_shown_to_the_operator(
+    http: httpx.AsyncClient, store: JobStore
+) -> None:
+    red = await a_key(store, "red")
+    for key in (None, "garbage", red[:-1] + ("0" if red[-1] != "0" else "1")):
+        assert (await ask(http, ("DELETE", "/v1/jobs/{job_id}"), UNKNOWN, key)).status_code == 401
+    assert (await http.post("/v1/jobs", content=b" " * 2_000_000)).status_code == 413
+    assert await entries(http, red) == []
+    found = await entries(http, BOOTSTRAP, "?deployment=true")
+    assert [(one["status"], one["key_id"], one["route"]) for one in found] == [
+        (413, None, "unmatched"),
+        *[(401, None, "/v1/jobs/{job_id}")] * 3,
+    ]
+    refused = await http.get("/v1/audit?deployment=true", headers={"Authorization": f"Bearer {red}"})
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden_project")
+
+
+async def test_an_operators_act_stands_in_the_log_of_the_project_that_it_touches(
+    http: httpx.AsyncClient, store: JobStore
+) -> None:
+    red = await a_key(store, "red")
+    operator = {"Authorization": f"Bearer {BOOTSTRAP}"}
+    made = await http.post("/v1/keys", json={"name": "k", "scopes": ["read"], "project": "red"}, headers=operator)
+    await http.delete(f"/v1/keys/{made.json()['id']}", headers=operator)
+    await http.post("/v1/jobs/x/cancel", headers={**operator, "X-Dbserve-Project": "red"})
+    whole = {"name": "k", "scopes": ["read"], "project": ALL_PROJECTS}
+    await http.post("/v1/keys", json=whole, headers=operator)
+    found = await entries(http, red)
+    assert [(one["method"], one["status"]) for one in found] == [("POST", 404), ("DELETE", 204), ("POST", 201)]
+    assert all(one["key_id"].startswith("bootstrap-") for one in found)
+    assert [one["status"] for one in await entries(http, BOOTSTRAP, "?deployment=true")] == [201]
+
+
+async def test_a_secret_that_somebody_took_for_an_id_is_not_repeated(http: httpx.AsyncClient, store: JobStore) -> None:
+    red = await a_key(store, "red")
+    for mistaken in (red, red.rpartition("_")[2]):
+        await http.delete(f"/v1/keys/{mistaken}", headers={"Authorization": f"Bearer {red}"})
+    found = await entries(http, red)
+    assert [one["object"] for one in found] == ["/v1/keys/?"] * 2
+
+
+async def test_the_log_is_paged(http: httpx.AsyncClient, store: JobStore) -> None:
+    red = await a_key(store, "red")
+    for _ in range(5):
+        await ask(http, ("POST", "/v1/jobs/{job_id}/pause"), UNKNOWN, red)
+    headers = {"Authorization": f"Bearer {red}"}
+    seen: list[str] = []
+    asked: dict[str, Any] = {"limit": 2}
+    while True:
+        page = (await http.get("/v1/audit", params=asked, headers=headers)).json()
+        seen += [one["id"] for one in page["data"]]
+        if not page["has_more"]:
+            break
+        asked["after"] = page["next"]
+    assert len(seen) == len(set(seen)) == 5
+    assert seen == sorted(seen, reverse=True)
+    assert KEPT < 100_000
+
+
+async def test_an_entry_is_a_line_of_the_log_whatever_becomes_of_redis(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = DurableRedis(tmp_path)
+    server.start()
+    store = JobStore.from_url(server.url, timeout=1.0)
+    try:
+        app = create_app(settings(server.url, tmp_path, api_key=BOOTSTRAP), store)
+        job_id = await submitted(store)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            with server.stopped(), caplog.at_level(logging.INFO, "dbserve.audit"):
+                answer = await ask(http, ("DELETE", "/v1/jobs/{job_id}"), {"job_id": job_id}, BOOTSTRAP)
+                assert answer.status_code == 503
+        [line] = [record for record in caplog.records if record.message == "audit"]
+        assert (line.__dict__["route"], line.__dict__["status"]) == ("/v1/jobs/{job_id}", 503)
+        assert line.__dict__["key_id"].startswith("bootstrap-")
+        assert BOOTSTRAP not in str(line.__dict__)
+        await app.state.services.outage.aclose()
+    finally:
+        await store.aclose()
+        server.stop()

@@ -1,0 +1,114 @@
+"""How often a key may ask, and an address without one."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+
+from dbserve.api.app import create_app
+from dbserve.api.auth import FAILURES_A_MINUTE
+from dbserve.store import JobStore
+from dbserve.store.rates import Rate, rate
+from tests.chaos.durable_redis import DurableRedis
+from tests.integration.serving import settings
+from tests.tenants import a_key
+
+BOOTSTRAP = "a-bootstrap-key-of-the-operator"
+
+
+def asking(app: object, key: str, address: str = "192.0.2.1") -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, client=(address, 1))  # type: ignore[arg-type]
+    return httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers={"Authorization": f"Bearer {key}"}, timeout=30
+    )
+
+
+async def test_a_key_that_asks_too_often_is_told_when_to_come_back_and_others_go_on(
+    redis_url: str, api_directory: Path, store: JobStore
+) -> None:
+    chosen = settings(redis_url, api_directory, rate_limit=10)
+    first, second = create_app(chosen, store), create_app(chosen, store)  # two processes count together
+    busy, other = await a_key(store, "red"), await a_key(store, "red")
+    async with asking(first, busy) as http, asking(second, busy) as elsewhere, asking(first, other) as another:
+        answers = [await client.get("/v1/jobs") for client in (http, elsewhere) * 5]
+        assert [answer.status_code for answer in answers] == [200] * 10
+        remaining = [int(answer.headers["RateLimit"].split(";")[1].removeprefix("r=")) for answer in answers]
+        assert remaining == sorted(remaining, reverse=True)
+        assert remaining[-1] == 0
+        assert answers[0].headers["RateLimit-Policy"] == '"key";q=10;w=60'
+        refused = await http.get("/v1/jobs")
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert 1 <= int(refused.headers["Retry-After"]) <= 120
+        assert refused.headers["RateLimit"].startswith('"key";r=0;t=')
+        assert (await another.get("/v1/jobs")).status_code == 200
+        assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_what_is_refused_for_its_scope_counts_and_no_limit_means_none(
+    redis_url: str, api_directory: Path, store: JobStore
+) -> None:
+    key = await a_key(store, "red")
+    async with asking(create_app(settings(redis_url, api_directory, rate_limit=3), store), key) as http:
+        assert [(await http.get("/metrics")).status_code for _ in range(5)] == [403, 403, 403, 429, 429]
+    async with asking(create_app(settings(redis_url, api_directory, rate_limit=0), store), key) as http:
+        answers = await asyncio.gather(*(http.get("/v1/jobs") for _ in range(20)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert "RateLimit" not in answers[0].headers
+
+
+async def test_an_address_whose_keys_do_not_open_is_told_to_wait_but_a_good_key_comes_in_from_there(
+    redis_url: str, api_directory: Path, store: JobStore
+) -> None:
+    app = create_app(settings(redis_url, api_directory, api_key=BOOTSTRAP), store)
+    async with asking(app, "garbage") as http:
+        for _ in range(FAILURES_A_MINUTE):
+            assert (await http.get("/v1/jobs")).status_code == 401
+        refused = await http.get("/v1/jobs")
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert int(refused.headers["Retry-After"]) >= 1
+    async with asking(app, BOOTSTRAP) as http:
+        assert (await http.get("/v1/jobs")).status_code == 200
+    async with asking(app, "garbage", "192.0.2.2") as http:
+        assert (await http.get("/v1/jobs")).status_code == 401
+
+
+async def test_with_redis_hung_nothing_is_counted_and_no_key_of_the_store_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = DurableRedis(tmp_path)
+    server.start()
+    store = JobStore.from_url(server.url, timeout=1.0)
+    app = create_app(settings(server.url, tmp_path, api_key=BOOTSTRAP, rate_limit=1), store)
+    key = await a_key(store, "default")
+    try:
+        with server.stopped():
+            async with asking(app, BOOTSTRAP) as http:
+                for _ in range(3):
+                    assert (await http.get("/v1/architectures")).status_code == 200, "it needs no Redis"
+                    assert (await http.get("/v1/jobs")).status_code == 503
+            async with asking(app, key) as http:
+                assert (await http.get("/v1/architectures")).status_code == 503, "it may have been revoked"
+            async with asking(app, "garbage") as http:
+                assert (await http.get("/v1/architectures")).status_code == 401
+        await app.state.services.outage.aclose()
+    finally:
+        await store.aclose()
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("counted", "current", "previous", "left", "expected"),
+    [
+        (1, 1, 0, 0.5, Rate(True, 9, 0)),
+        (1, 10, 0, 0.5, Rate(True, 0, 1)),
+        (1, 1, 8, 0.5, Rate(True, 5, 0)),
+        (0, 5, 10, 0.5, Rate(False, 0, 1)),  # half of ten still count; less so with every second
+        (0, 5, 20, 0.5, Rate(False, 0, 15)),  # until a quarter of them does
+        (0, 10, 0, 0.5, Rate(False, 0, 36)),  # until the next minute, and a tenth of it
+    ],
+)
+def test_the_last_minute_counts_for_less_as_this_one_goes_on(
+    counted: int, current: int, previous: int, left: float, expected: Rate
+) -> None:
+    assert rate(10, counted, current, previous, left=left) == expected
