@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dbserve import cli_jobs, cli_keys, cli_models, cli_webhooks
+from dbserve import cli_jobs, cli_keys, cli_models, cli_nodes, cli_webhooks
 from dbserve.cli_options import ApiKey
 from dbserve.errors import (
     ClusterUnavailable,
@@ -86,6 +86,7 @@ cli.add_typer(cli_models.commands, name="models", rich_help_panel="Results")
 cli.add_typer(cli_webhooks.commands, name="webhooks", rich_help_panel="Service")
 cli.add_typer(cli_keys.commands, name="keys", rich_help_panel="Service")
 cli.command(rich_help_panel="Jobs")(cli_models.architectures)
+cli.command(rich_help_panel="Service")(cli_nodes.nodes)
 
 Host = Annotated[str | None, typer.Option(envvar="DBSERVE_HOST", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(envvar="DBSERVE_PORT", min=0, max=65_535, show_default="8000")]

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from dbserve.client_keys import Keys
 from dbserve.client_webhooks import Webhooks
+from dbserve.contracts.cluster_view import ClusterView
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.report import Report
@@ -296,6 +297,10 @@ class Client:
 
     def architecture(self, kind: str) -> ArchitectureView:
         return self._parsed(ArchitectureView, self._request("GET", f"/v1/architectures/{kind}"))
+
+    def cluster(self) -> ClusterView:
+        """Its nodes, and what of one's own runs where."""
+        return self._parsed(ClusterView, self._request("GET", "/v1/cluster"))
 
     # --- webhooks
 

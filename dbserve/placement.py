@@ -156,6 +156,11 @@ class Books:
             if not page.open:
                 able.remove(page)
 
+    def free(self, node_id: str) -> Resources:
+        """Of a node; below zero where more is held than it has."""
+        page = self._pages[node_id]
+        return Resources(page.cpus, page.free_gpus)
+
     @property
     def full(self) -> bool:
         """No node has any CPU left, and every task needs some."""

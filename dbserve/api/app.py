@@ -13,6 +13,7 @@ from dbserve import __version__
 from dbserve.api import (
     architectures,
     audit,
+    cluster,
     documentation,
     events,
     jobs,
@@ -82,7 +83,7 @@ def create_app(settings: Settings, store: JobStore | None = None) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for kind in (jobs, events, live, reports, models, architectures, webhooks, keys, audit):
+    for kind in (jobs, events, live, reports, models, architectures, webhooks, keys, audit, cluster):
         app.include_router(kind.router, dependencies=[Depends(permit)])
     for kind in (ops, page, documentation):
         app.include_router(kind.router)

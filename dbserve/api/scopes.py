@@ -35,7 +35,7 @@ NEEDS: Mapping[tuple[str, str], Need] = {
                 *("/v1/jobs", _JOB, f"{_JOB}/blocks", _BLOCK, f"{_JOB}/checkpoints", f"{_JOB}/metrics"),
                 *(f"{_JOB}/events", f"{_JOB}/logs", f"{_JOB}/live", f"{_JOB}/report", "/v1/report-schema"),
                 *("/v1/models", _MODEL, f"{_MODEL}/download", "/v1/architectures", "/v1/architectures/{kind}"),
-                *("/v1/webhooks", _WEBHOOK),
+                *("/v1/webhooks", _WEBHOOK, "/v1/cluster"),
             )
         ],
         Need.READ,
