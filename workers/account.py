@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from dbserve.contracts.status import MemoryBytes, Progress, Run
+from dbserve.contracts.status import MemoryBytes, Progress, Replica, Run
 from dbserve.contracts.work import (
     SAVE_BOUNDS,
     STEP_BOUNDS,
@@ -65,7 +65,8 @@ class Account:
         self._memory = MemoryBytes()
         self._step_seconds, self._save_seconds = _Tally(STEP_BOUNDS), _Tally(SAVE_BOUNDS)
         self._data_wait = 0.0
-        self._read_bytes = self._sent_bytes = self._nonfinite = 0
+        self._read_bytes = self._sent_bytes = self._stray_bytes = self._nonfinite = 0
+        self._replicas: dict[int, Replica] = {}  # besides the leading one, by rank
         self._failed: dict[CheckpointStage, int] = {}
         self._eval_loss: tuple[BandLoss, ...] = ()
         self._last_step_at: float | None = None
@@ -100,6 +101,7 @@ class Account:
             self._data_wait += report.data_wait_seconds * steps
             self._read_bytes += report.read_bytes
             self._sent_bytes += report.sent_bytes
+            self._stray_bytes += report.stray_bytes
             self._memory = report.memory or self._memory
             self._eval_loss = report.eval_loss or self._eval_loss
             self._loss.add(report.loss, steps)
@@ -110,6 +112,11 @@ class Account:
                 or report.step == report.total
             ):
                 self._points.append(self._point(report))
+
+    def replica_came(self, rank: int, node: str, gpu: str | None) -> None:
+        """Another worker of the task is at work there."""
+        with self._lock:
+            self._replicas[rank] = Replica(node=node, gpu=gpu)
 
     def trial_done(self) -> None:
         """One learning rate of a scan was tried. No step, but progress."""
@@ -150,6 +157,7 @@ class Account:
                 samples_per_second=self._rate,
                 work=self._work(),
                 memory=self._memory.model_copy(update=measured),
+                replicas=tuple(self._replicas[rank] for rank in sorted(self._replicas)),
             )
 
     def take_points(self) -> list[Point]:
@@ -173,6 +181,7 @@ class Account:
             data_wait_seconds=self._data_wait,
             read_bytes=self._read_bytes,
             sent_bytes=self._sent_bytes,
+            stray_bytes=self._stray_bytes,
             nonfinite_steps=self._nonfinite,
             save_seconds=self._save_seconds.read(),
             failed_checkpoints=dict(self._failed),

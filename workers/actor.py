@@ -25,7 +25,15 @@ from dbserve.contracts.plan import TRAINED, JobPlan, TaskKind
 from dbserve.contracts.snapshot import ModelRecord
 from dbserve.contracts.status import CheckpointRef, Crashed, Finished, Reason, Run, Started, Task, TaskState
 from dbserve.datasets.reach import limit_reach
-from dbserve.errors import CheckpointInvalid, IllegalTransition, JobNotFound, StaleRun, StorageError, StoreUnavailable
+from dbserve.errors import (
+    CheckpointInvalid,
+    IllegalTransition,
+    JobNotFound,
+    StaleRun,
+    StorageError,
+    StoreUnavailable,
+    WorkerLost,
+)
 from dbserve.failpoints import failpoint
 from dbserve.lifecycle import backoff_seconds
 from dbserve.redaction import known_secrets
@@ -35,8 +43,9 @@ from workers.account import Account
 from workers.blame import one_line, reason_of
 from workers.lease import Lease
 from workers.logs import LogBuffer, speaking
-from workers.presence import birth, gpu_uuids
+from workers.presence import birth
 from workers.pulse import Interrupted, Pulse, patiently
+from workers.replicas import ReplicaCrew, gpus_held
 from workers.termination import Termination
 from workers.watchdog import end_when_wedged, end_with_parent
 
@@ -125,7 +134,7 @@ class BlockWorker:
         pulse = Pulse(self._store, run, account=account, lease=lease, logs=self._logs)
         self._termination.hand_over(pulse.preempt)
         end_when_wedged(lambda: pulse.beats, lease)
-        gpus = await asyncio.to_thread(_gpus, self._gpus)
+        gpus = await asyncio.to_thread(gpus_held, self._gpus)
         task = await patiently(lambda: self._store.apply(self._started(gpus)))
         failpoint("actor.started")
         about = {**of_run(run), "dbserve.node": task.node, "dbserve.gpu": task.gpu}
@@ -196,9 +205,35 @@ class BlockWorker:
             attempt = TrainingAttempt(
                 self._store, self._artefacts, spec, plan, task, trace=trace, redact=self._logs.redact
             )
-            attempt.run(data, pulse, loop, trunk=trunk, device=_device(self._gpus))
+            attempt.run(data, pulse, loop, trunk=trunk, device=_device(self._gpus), crew=crew)
 
+        crew = self._crew(spec, task, pulse, loop)
         await asyncio.to_thread(train)
+
+    def _crew(self, spec: JobSpec, task: Task, pulse: Pulse, loop: asyncio.AbstractEventLoop) -> ReplicaCrew | None:
+        """The replicas that the attempt was granted; None: this worker is the only one."""
+        if len(task.nodes) < 2:
+            return None
+
+        def wanted(rank: int) -> None:
+            loop.call_soon_threadsafe(pulse.preempt_for, f"SIGTERM to worker {rank}")
+
+        def stuck(lost: WorkerLost) -> None:
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(self._confess(spec, lost), loop).result()
+            os._exit(1)  # the training is in a call that never returns
+
+        return ReplicaCrew(
+            nodes=task.nodes,
+            cpus=self._cpus,
+            gpus=self._gpus,
+            silence_seconds=self._config.lease_seconds,
+            cache_dir=self._config.cache_dir,
+            data_allow=self._config.data_allow,
+            came=pulse.account.replica_came,
+            wanted=wanted,
+            stuck=stuck,
+        )
 
     async def _trunk(self, plan: JobPlan) -> CheckpointRef | None:
         """The trunk's final checkpoint, if the task starts from its copy."""
@@ -354,11 +389,6 @@ def _final(task: Task) -> CheckpointRef:
     if not task.checkpoints:
         raise CheckpointInvalid(f"{task.run.task} succeeded without a checkpoint")
     return task.checkpoints[-1]
-
-
-def _gpus(gpus: float) -> str | None:
-    """The UUIDs of the worker's GPUs, as far as they can be found out."""
-    return ",".join(gpu_uuids([str(gpu) for gpu in ray.get_gpu_ids()])) or None if gpus > 0 else None
 
 
 def _device(gpus: float) -> str:

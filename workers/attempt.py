@@ -22,6 +22,7 @@ from workers.allocation import keep_freed_memory
 from workers.checkpoint import TrainingState, answering_weights, load, verify
 from workers.conversion import initial_weights
 from workers.data import Dataset
+from workers.parallel import Crew
 from workers.pulse import Interrupted, Order, Pulse, patiently
 from workers.saving import Saving
 from workers.trainer import StepReport, train_block
@@ -59,13 +60,17 @@ class TrainingAttempt:
         *,
         trunk: CheckpointRef | None,
         device: str,
+        crew: Crew | None = None,
     ) -> None:
         """Trains to the end; blocks, so it wants a thread of its own. Writes to the store happen in `loop`.
+
+        `crew` are the task's replicas, this one included; None: there is this one.
 
         Raises:
             Interrupted: it was ordered to save and stop, and has.
             StaleRun: the attempt was given up; it stops between two steps.
             StorageError: the artefact store cannot be read at the start, or the last checkpoint cannot be saved.
+            WorkerLost: a replica died or did not come. Nothing is saved then: the others may stand within a step.
         """
         run = self._task.run
         state, kept = self._restored(loop, pulse.account)
@@ -92,6 +97,7 @@ class TrainingAttempt:
             initial_weights=initial,
             device=device,
             trial_done=account.trial_done,
+            crew=crew,
         )
         resumed_at = None if state is None else state.step
         del state, initial  # the training has them, and lets go of them

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel
@@ -47,11 +47,18 @@ class Call(BaseModel, frozen=True):
     device: str
 
 
+class Death(NamedTuple):
+    """How another worker ended."""
+
+    how: str  # e.g. "died (signal 9)"
+    reason: str = ""  # as dbserve.contracts.status.Reason has it; "": it is lost
+
+
 class Hired(Protocol):
     """Another worker, as its leader holds it."""
 
-    def death(self, wait: float) -> str | None:
-        """How it ended, e.g. "died (signal 9)", looked for over so many seconds; None: it has not, or nobody knows."""
+    def death(self, wait: float) -> Death | None:
+        """How it ended, looked for over so many seconds; None: it has not, or nobody knows."""
         ...
 
     def end(self) -> None:
@@ -91,17 +98,21 @@ class Crew(Protocol):
         """Where the others find the rows, until they have them; None: they open the data themselves."""
         ...
 
+    def device(self, rank: int, leading: torch.device) -> str:
+        """Where the worker of that rank trains."""
+        ...
+
     def hire(self, call: Call) -> Hired: ...
 
-    def came(self, rank: int, node: str, gpu: str | None) -> None:
+    def came(self, rank: int, node: str, gpu: str | None, /) -> None:
         """One has come, from that host."""
         ...
 
-    def wanted(self, rank: int) -> None:
+    def wanted(self, rank: int, /) -> None:
         """The machine of one is wanted: it stays for as long as it is let."""
         ...
 
-    def stuck(self, lost: WorkerLost) -> None:
+    def stuck(self, lost: WorkerLost, /) -> None:
         """A worker is lost, and the training hangs in a call that does not see it. Called in a thread of its own."""
         ...
 
@@ -135,7 +146,6 @@ def leading(orders: Orders, device: torch.device, crew: Crew) -> Generator[Toget
         stack.callback(board.close)
         try:
             for rank in range(1, crew.size):
-                on = f"cuda:{rank}" if device.type == "cuda" else "cpu"
                 call = Call(
                     rank=rank,
                     size=crew.size,
@@ -145,7 +155,7 @@ def leading(orders: Orders, device: torch.device, crew: Crew) -> Generator[Toget
                     secret=secret,
                     silence_seconds=crew.silence_seconds,
                     threads=crew.threads,
-                    device=on,
+                    device=crew.device(rank, device),
                 )
                 watch.hired[rank] = crew.hire(call)
             torch.set_num_threads(crew.threads)
@@ -234,7 +244,7 @@ class _Watch:
         silent = [rank for rank in lost if rank not in failed]
         for rank in silent:
             if (how := self.hired[rank].death(SETTLE_SECONDS)) is not None:
-                return self._worker_lost(rank, how)
+                return self._worker_lost(rank, *how)
         if silent:
             return self._worker_lost(silent[0], f"is lost: {lost[silent[0]]}")
         rank, word = next(iter(failed.items()))
@@ -252,7 +262,7 @@ class _Watch:
             if rank in self._came:
                 continue
             if (how := hired.death(0.0)) is not None:
-                return self._worker_lost(rank, how)
+                return self._worker_lost(rank, *how)
             if late:
                 return self._worker_lost(rank, f"did not come within {self._crew.come_seconds:.0f} s of its call")
         return None

@@ -91,6 +91,12 @@ class Pulse:
                 log.info("the store was heard of again after %.0f s", self._lease.now() - waiting_since)
             return Order.SAVE_AND_STOP if self.preempted else self._answer
 
+    def preempt_for(self, who: str) -> None:
+        """As preempt(), for the sake of another machine than this one."""
+        if not self.preempted:
+            self.preempted_by = who
+        self.preempt()
+
     def preempt(self) -> None:
         """Saves and stops at the next step boundary. Called in the event loop, on SIGTERM."""
         with self._changed:

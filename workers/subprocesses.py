@@ -16,7 +16,7 @@ import torch
 from dbserve.errors import ConfigInvalid, WorkerLost
 from workers.group import LOOPBACK
 from workers.orders import Orders, Rows, place_rows
-from workers.parallel import STOP_SECONDS, Call
+from workers.parallel import STOP_SECONDS, Call, Death
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class Subprocesses:
         """Files of a directory that nobody else may look into."""
         with tempfile.TemporaryDirectory(prefix="dbserve-rows-") as name:
             yield place_rows(Path(name), orders)
+
+    def device(self, rank: int, leading: torch.device) -> str:
+        return f"cuda:{rank}" if leading.type == "cuda" else "cpu"
 
     def hire(self, call: Call) -> "_Process":
         paths = os.pathsep.join(filter(None, sys.path))
@@ -79,13 +82,13 @@ class _Process:
         self._last_line: str | None = None  # known once it has ended
         self._asking = threading.Lock()
 
-    def death(self, wait: float) -> str | None:
+    def death(self, wait: float) -> Death | None:
         try:
             code = self._process.wait(wait)
         except subprocess.TimeoutExpired:
             return None
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"died ({how}): {self._ended()}"
+        return Death(f"died ({how}): {self._ended()}")
 
     def end(self) -> None:
         try:

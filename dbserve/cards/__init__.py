@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from math import ceil
 from typing import Any, cast
 
 from jsonschema import Draft202012Validator
@@ -86,6 +87,7 @@ class Sizes:
     card: ArchitectureCard
     names: Mapping[str, Value]
     training: TrainingSpec
+    shares: int = 1  # into which parameters, gradients and optimizer state are cut
 
     def __post_init__(self) -> None:
         for rule in self.card.rules:
@@ -101,7 +103,8 @@ class Sizes:
         return evaluate_number(expression, names)
 
     def network(self, footprint: Footprint, layers: tuple[int, int]) -> NetworkPlan:
-        """Size of a network in training: 4 bytes a parameter for itself and 4 for its gradient.
+        """Size of a network in training, on each of the workers that have a share of it: 4 bytes a parameter for itself
+        and 4 for its gradient. A layer's whole, gathered for as long as it is computed with, comes on top of a share.
 
         Under `optimizer`: AdamW's two moments, 8 bytes a parameter, or muon's one (4) for the weights that it trains
         and 8 for the others; and 4 bytes a parameter for the averaged weights where they are kept. ConfigInvalid where
@@ -122,12 +125,13 @@ class Sizes:
             moments -= 4 * self._whole(footprint.hidden_matrices, count)
         averaged = 4 * parameters if self.training.ema else 0
         activations = self._whole(self._saved(footprint), count)
+        held, kept = ceil(4 * parameters / self.shares), ceil((moments + averaged) / self.shares)
         memory = MemoryPlan(
-            parameters=4 * parameters,
-            gradients=4 * parameters,
-            optimizer=moments + averaged,
+            parameters=held,
+            gradients=held,
+            optimizer=kept,
             activations=activations,
-            total=8 * parameters + moments + averaged + activations,
+            total=2 * held + kept + activations,
         )
         return NetworkPlan(layers=layers, parameters=parameters, memory=memory)
 

@@ -327,6 +327,13 @@ class MemoryBytes(BaseModel, frozen=True):
     device: int | None = None  # size of the memory that it trains in: the GPU's, else the host's
 
 
+class Replica(BaseModel, frozen=True):
+    """Where another worker of a task is."""
+
+    node: str  # its host's name
+    gpu: str | None = None  # UUID of its GPU, or several with commas
+
+
 class Progress(BaseModel, frozen=True):
     """The last thing an attempt said of itself. History, never truth: losing it loses no work."""
 
@@ -344,6 +351,7 @@ class Progress(BaseModel, frozen=True):
     eval_loss: tuple[BandLoss, ...] = ()  # the last there is, one of each band of noise levels
     work: Work = Work()  # of this attempt
     memory: MemoryBytes = MemoryBytes()
+    replicas: tuple[Replica, ...] = ()  # that have come in this attempt, besides the leading one
 
 
 class LoggedEvent(BaseModel, frozen=True):

@@ -59,7 +59,8 @@ class Work(BaseModel, frozen=True):
     step_seconds: Durations = Durations()  # in STEP_BOUNDS; on CUDA of means over the steps of a report
     data_wait_seconds: float = 0.0
     read_bytes: int = 0  # taken out of the decoded shards, by the leading worker
-    sent_bytes: int = 0  # of tensors handed to collectives or sent to other processes, by the leading worker
+    sent_bytes: int = 0  # of tensors handed to the task's other workers, by the leading one
+    stray_bytes: int = 0  # the same, to any other process
     nonfinite_steps: int = 0
     save_seconds: Durations = Durations()  # in SAVE_BOUNDS: whole checkpoints, their pointers included
     failed_checkpoints: dict[CheckpointStage, int] = Field(default_factory=dict[CheckpointStage, int])
@@ -77,6 +78,7 @@ class Work(BaseModel, frozen=True):
             data_wait_seconds=self.data_wait_seconds + other.data_wait_seconds,
             read_bytes=self.read_bytes + other.read_bytes,
             sent_bytes=self.sent_bytes + other.sent_bytes,
+            stray_bytes=self.stray_bytes + other.stray_bytes,
             nonfinite_steps=self.nonfinite_steps + other.nonfinite_steps,
             save_seconds=self.save_seconds.plus(other.save_seconds),
             failed_checkpoints=failed,

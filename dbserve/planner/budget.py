@@ -14,9 +14,10 @@ POINTER = "/blocks/max_bytes_per_worker"
 
 
 def cut_by_bytes(
-    limit: int, card: ArchitectureCard, names: Mapping[str, Value], training: TrainingSpec, *, depth: int
+    limit: int, card: ArchitectureCard, names: Mapping[str, Value], training: TrainingSpec, *, shares: int, depth: int
 ) -> Cut:
-    """The fewest equal blocks of which each takes at most `limit` bytes in training.
+    """The fewest equal blocks of which each takes at most `limit` bytes in training, on each of the workers that have
+    `shares` of its state.
 
     Counts that the architecture's own rules refuse are passed over. ConfigInvalid, with what would help, where no
     number of blocks is enough.
@@ -25,11 +26,11 @@ def cut_by_bytes(
     if not counts:
         Sizes(card, {**names, "blocks": 1}, training)  # raises the rule that refuses
     for count in counts:
-        if _bytes(count, card, names, training, depth=depth).total <= limit:
+        if _bytes(count, card, names, training, shares=shares, depth=depth).total <= limit:
             return equal_cut(count, depth=depth)
     count = counts[-1]
-    least = _bytes(count, card, names, training, depth=depth)
-    hints = "; ".join(_remedies(limit, count, card, names, training, depth=depth))
+    least = _bytes(count, card, names, training, shares=shares, depth=depth)
+    hints = "; ".join(_remedies(limit, count, card, names, training, shares=shares, depth=depth))
     raise ConfigInvalid(
         f"the smallest possible block, {depth // count} of {depth} layers, takes {least.total:,} bytes in training "
         f"(parameters {least.parameters:,}, gradients {least.gradients:,}, optimizer {least.optimizer:,}, activations "
@@ -47,9 +48,9 @@ def _allowed(count: int, card: ArchitectureCard, names: Mapping[str, Value], tra
 
 
 def _bytes(
-    count: int, card: ArchitectureCard, names: Mapping[str, Value], training: TrainingSpec, *, depth: int
+    count: int, card: ArchitectureCard, names: Mapping[str, Value], training: TrainingSpec, *, shares: int, depth: int
 ) -> MemoryPlan:
-    return Sizes(card, {**names, "blocks": count}, training).network(card.denoiser, (0, depth // count)).memory
+    return Sizes(card, {**names, "blocks": count}, training, shares).network(card.denoiser, (0, depth // count)).memory
 
 
 def _remedies(
@@ -59,20 +60,24 @@ def _remedies(
     names: Mapping[str, Value],
     training: TrainingSpec,
     *,
+    shares: int,
     depth: int,
 ) -> Iterator[str]:
     """Changes of the training, one at a time, with which `count` blocks fit."""
     for parts in range(training.accumulate + 1, training.batch_size + 1):
         rows, rest = divmod(training.batch_size, parts)
-        if rest == 0 and _bytes(count, card, {**names, "batch": rows}, training, depth=depth).total <= limit:
+        if (
+            rest == 0
+            and _bytes(count, card, {**names, "batch": rows}, training, shares=shares, depth=depth).total <= limit
+        ):
             yield f"accumulate: {parts} fits ({rows} rows at a time)"
             break
-    largest = _largest_batch(limit, count, card, names, training, depth=depth)
+    largest = _largest_batch(limit, count, card, names, training, shares=shares, depth=depth)
     if largest:
         yield f"batch_size: {largest * training.accumulate} fits"
     if not training.activation_checkpointing and card.denoiser.checkpointed is not None:
         recomputing = training.model_copy(update={"activation_checkpointing": True})
-        if _bytes(count, card, names, recomputing, depth=depth).total <= limit:
+        if _bytes(count, card, names, recomputing, shares=shares, depth=depth).total <= limit:
             yield "activation_checkpointing: true fits"
 
 
@@ -83,13 +88,14 @@ def _largest_batch(
     names: Mapping[str, Value],
     training: TrainingSpec,
     *,
+    shares: int,
     depth: int,
 ) -> int:
     """The most rows of one forward pass that fit; 0: not even one. Bytes grow with rows."""
     fits, too_many = 0, training.batch_size // training.accumulate
     while too_many - fits > 1:
         rows = (fits + too_many) // 2
-        if _bytes(count, card, {**names, "batch": rows}, training, depth=depth).total <= limit:
+        if _bytes(count, card, {**names, "batch": rows}, training, shares=shares, depth=depth).total <= limit:
             fits = rows
         else:
             too_many = rows

@@ -1,6 +1,7 @@
 """plan_job(spec, card, facts) -> JobPlan: every part's answer, put together."""
 
 from collections.abc import Mapping
+from math import lcm
 from typing import Any, cast
 
 from pydantic import JsonValue
@@ -28,9 +29,9 @@ def plan_job(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> JobPlan
     options = complete_options(spec.architecture.options, card)
     depth = cast(int, options["depth"])
     training = _trained_as(spec, card)
-    names = _names(spec, options, facts)
+    names = _names(spec, training, options, facts)
     if (limit := spec.blocks.max_bytes_per_worker) is not None:
-        cut = cut_by_bytes(limit, card, names, training, depth=depth)
+        cut = cut_by_bytes(limit, card, names, training, shares=_shares(spec), depth=depth)
     else:
         cut = cut_layers(spec.blocks, depth=depth)
     check_subset(spec.blocks, cut)
@@ -73,16 +74,21 @@ def _check_data(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> None
 
 
 def _check_resources(spec: JobSpec) -> None:
-    """Each replica takes at least one row of every micro-batch, and GPUs are shared or taken whole, as Ray has it."""
-    rows, replicas = spec.training.batch_size // spec.training.accumulate, spec.resources.replicas
-    if replicas > rows:
-        raise ConfigInvalid(
-            f"{replicas} replicas cannot share out the {rows} rows of a micro-batch (batch_size / accumulate)",
-            "/resources/replicas",
-        )
+    """GPUs are shared or taken whole, as Ray has it; replicas, which NCCL joins, have one of their own each."""
     gpus = spec.resources.gpus_per_block
     if gpus > 1.0 and not gpus.is_integer():
         raise ConfigInvalid(f"{gpus:g} GPUs: a part of one, or whole ones", "/resources/gpus_per_block")
+    if spec.resources.replicas > 1 and 0.0 < gpus < 1.0:
+        raise ConfigInvalid(
+            f"{spec.resources.replicas} replicas need a whole GPU each, or none: give up replicas, or ask for 1",
+            "/resources/gpus_per_block",
+        )
+    if spec.resources.sharding == "state" and spec.training.optimizer == "muon":
+        raise ConfigInvalid(
+            "muon turns a matrix as a whole, of which a replica has its share alone: give up resources.sharding, or "
+            "use adamw",
+            "/training/optimizer",
+        )
 
 
 def _trained_as(spec: JobSpec, card: ArchitectureCard) -> TrainingSpec:
@@ -94,14 +100,34 @@ def _trained_as(spec: JobSpec, card: ArchitectureCard) -> TrainingSpec:
         )
     best = {"lr": card.recipe.lr, "ema": card.recipe.ema}
     left_out = {name: value for name, value in best.items() if getattr(spec.training, name) is None}
-    return spec.training.model_copy(update=left_out)
+    return spec.training.model_copy(update={**left_out, "accumulate": _parts(spec)})
 
 
-def _names(spec: JobSpec, options: Mapping[str, JsonValue], facts: DataFacts) -> dict[str, Value]:
+def _parts(spec: JobSpec) -> int:
+    """Micro-batches a step: at least one for each replica, and the same number for each, whoever is there. Random
+    numbers are drawn for a micro-batch, so that what is learnt does not depend on how many replicas share them out."""
+    replicas, rows = spec.resources.replicas, spec.training.batch_size
+    parts = lcm(spec.training.accumulate, replicas)
+    if rows % parts:
+        asked = (
+            f"{replicas} replicas and accumulate ({spec.training.accumulate}) take a step's rows in {parts} equal parts"
+        )
+        raise ConfigInvalid(f"{asked}; batch_size ({rows}) is no multiple of {parts}", "/resources/replicas")
+    return parts
+
+
+def _shares(spec: JobSpec) -> int:
+    """Into how many a network's state is cut: as many as there are replicas at the least."""
+    return spec.resources.fewest if spec.resources.sharding == "state" else 1
+
+
+def _names(
+    spec: JobSpec, training: TrainingSpec, options: Mapping[str, JsonValue], facts: DataFacts
+) -> dict[str, Value]:
     """What formulas may name, all but `blocks` (see ArchitectureCard)."""
     names: dict[str, Any] = {
         **options,
-        "batch": spec.training.batch_size // spec.training.accumulate,
+        "batch": training.batch_size // training.accumulate,
         "bytes": 2 if spec.training.precision == "bf16" else 4,
         "sigma_data": spec.noise.sigma_data,
     }
@@ -123,7 +149,7 @@ def _sizes(
 ) -> Sizes:
     """The sizes of the cut; a rule on the number of blocks is said to be broken at the key that settled the number."""
     try:
-        return Sizes(card, {**names, "blocks": len(cut)}, training)
+        return Sizes(card, {**names, "blocks": len(cut)}, training, _shares(spec))
     except ConfigInvalid as refusal:
         if refusal.pointer != "/blocks/count":
             raise

@@ -1,0 +1,170 @@
+"""Replicas: a task's other workers as Ray actors, on whichever nodes they were granted, owned by the leading one's.
+
+Ray ends an actor whose owner is gone, wherever they are; the line between them ends it where Ray cannot be asked.
+"""
+
+# ray ships no usable type stubs; what it returns is narrowed here.
+# pyright: basic
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.exceptions
+from ray.util import get_node_ip_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dbserve.admission import parse_allowed
+from dbserve.contracts.status import Reason
+from dbserve.datasets.reach import limit_reach
+from dbserve.errors import WorkerLost
+from workers.presence import gpu_uuids
+from workers.watchdog import end_with_parent
+
+if TYPE_CHECKING:  # torch takes seconds to come
+    import torch
+
+    from workers.data import Split
+    from workers.orders import Letter, Orders, Rows
+    from workers.parallel import Call, Death, Hired
+
+COME_SECONDS = 180.0  # a process, torch, and a line to the leader: the nodes are there already
+STOP_SECONDS = 5.0  # that a replica gets to end by itself
+
+
+@dataclass(frozen=True)
+class ReplicaCrew:
+    """The replicas of one attempt: `nodes` are Ray's names for theirs, the leading one's first, whose process this is.
+
+    `cpus` and `gpus` are held by each of them. `wanted` is called with the rank of one whose machine is wanted, `stuck`
+    with what was lost where the training cannot see it, each in a thread of its own.
+    """
+
+    nodes: Sequence[str]
+    cpus: float
+    gpus: float
+    silence_seconds: float
+    cache_dir: Path
+    data_allow: str | None
+    came: Callable[[int, str, str | None], None]
+    wanted: Callable[[int], None]
+    stuck: Callable[[WorkerLost], None]
+    come_seconds: float = COME_SECONDS
+
+    @property
+    def size(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def host(self) -> str:
+        return get_node_ip_address()
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
+
+    def rows(self, orders: "Orders") -> "AbstractContextManager[Rows | None]":
+        """They open the data themselves: the shards are decoded once a node, whoever asks first."""
+        return nullcontext()
+
+    def device(self, rank: int, leading: "torch.device") -> str:
+        """The first GPU that it sees: Ray shows each actor its own alone."""
+        return leading.type
+
+    def hire(self, call: "Call") -> "Hired":
+        actor = ReplicaActor.options(
+            num_cpus=round(self.cpus, 4),  # finer ones Ray refuses
+            num_gpus=round(self.gpus, 4),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(self.nodes[call.rank], soft=False),
+        ).remote(call.model_dump_json(), self.cache_dir, self.data_allow, self.gpus)
+        return _Actor(actor, actor.work.remote())
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)  # the reconciler retries, and nobody else
+class ReplicaActor:
+    """Follows the leading replica in a process of its own, which ends with it.
+
+    Its method is a plain one: Ray runs those in the main thread, where alone SIGTERM can be met. Its leader is told of
+    it, and saves and stops for both; until then the replica is needed.
+    """
+
+    def __init__(self, call: str, cache_dir: Path, data_allow: str | None, gpus: float) -> None:
+        self._call, self._cache_dir, self._gpus = call, cache_dir, gpus
+        if data_allow is not None:
+            limit_reach(parse_allowed(data_allow), own=cache_dir)
+        self._came = False
+        self._tell: Callable[[], None] | None = None
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def work(self) -> None:
+        end_with_parent()
+        try:
+            self._follow()
+        finally:  # a worker that stayed would look as if it worked
+            ray.actor.exit_actor()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _follow(self) -> None:
+        from workers.attempt import prepare_process
+        from workers.data import open_dataset
+        from workers.follower import follow
+        from workers.parallel import Call
+
+        def rows(letter: "Letter") -> "tuple[Split, Split | None]":
+            data = open_dataset(letter.plan.data, letter.spec.data, cache_dir=self._cache_dir)
+            return data.train, data.validation
+
+        call = Call.model_validate_json(self._call)
+        prepare_process(call.threads)
+        follow(call, rows, gpu=gpus_held(self._gpus), meet=self._meet)
+
+    def _meet(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        if self._came:
+            tell()
+
+    def _remember(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+        if self._tell is not None:  # not in the signal's handler: whoever it interrupted may be sending
+            threading.Thread(target=self._tell, name="wanted", daemon=True).start()
+
+
+class _Actor:
+    def __init__(self, actor: Any, work: Any) -> None:
+        self._actor, self._work = actor, work
+
+    def death(self, wait: float) -> "Death | None":
+        from workers.parallel import Death
+
+        if not ray.wait([self._work], timeout=wait)[0]:
+            return None
+        try:
+            ray.get(self._work, timeout=1.0)
+        except ray.exceptions.ActorDiedError as error:
+            said = [line.strip() for line in str(error).splitlines() if line.strip()]
+            telling = next(
+                (line for line in said if "node has died" in line or "Worker unexpectedly exits" in line), None
+            )
+            reason = Reason.PREEMPTED if error.preempted else ""
+            return Death(f"died: {telling or said[0]}", reason)
+        except ray.exceptions.OutOfMemoryError as error:
+            return Death(f"died: {str(error).strip().splitlines()[0]}", Reason.HOST_OOM)
+        except Exception as error:
+            return Death(f"died: {str(error).strip().splitlines()[0]}")
+        return Death("ended")
+
+    def end(self) -> None:
+        with contextlib.suppress(Exception):  # it is gone, or Ray is: it ends with its owner
+            ray.wait([self._work], timeout=STOP_SECONDS)
+            ray.kill(self._actor, no_restart=True)
+
+
+def gpus_held(gpus: float) -> str | None:
+    """The UUIDs of the GPUs that this actor was given, with commas, as far as they can be found out."""
+    return ",".join(gpu_uuids([str(gpu) for gpu in ray.get_gpu_ids()])) or None if gpus > 0 else None
