@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.scaling.lines import answer
 from dbserve.artefacts import open_artefacts
-from dbserve.contracts.cluster import Capacity, Node, Presence, Resources
+from dbserve.contracts.cluster import Capacity, Demand, Node, Presence, Resources
 from dbserve.contracts.status import Reason, Run, Task
 from dbserve.garbage import collect_less_often
 from dbserve.reconciler import Reconciler, limits_of
@@ -79,6 +79,9 @@ class SimulatedCluster:
 
     def cause_of_death(self, run: Run) -> tuple[Reason, str] | None:
         return None
+
+    def grow(self, in_use: Sequence[Demand], waiting: Sequence[Demand]) -> None:
+        """It cannot."""
 
     def lose(self, count: int) -> list[str]:
         """So many nodes vanish, with all that runs on them; they are back after a while."""

@@ -15,7 +15,7 @@ class Pace:
     nearly_done: float = 0.15  # of the jobs, which end after MOMENTS seconds; the others are anywhere in theirs
     crashes_per_second: float = 1 / 1000  # told by the worker itself
     deaths_per_second: float = 1 / 2000  # without a word
-    starting: tuple[float, float] = (0.5, 2.0)  # from the launch to the first word
+    starting: tuple[float, float] = (1.0, 10.0)  # from the launch to the first word
     lasting: tuple[float, float] = (0.5, 2.0)  # an assembly or an evaluation
 
 

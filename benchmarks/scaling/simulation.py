@@ -17,6 +17,7 @@ from benchmarks.scaling.lines import Asked
 from benchmarks.scaling.pace import BLOCKS, SLOTS, Pace, job
 from benchmarks.scaling.users import SCRAPE
 
+FAILURES = "failures of the simulation"
 PATIENCE_SECONDS = 120.0  # until all workers work
 SETTLING_SECONDS = 3.0
 WAITING = 0.1  # jobs in the queue behind those that run
@@ -100,7 +101,7 @@ def simulate(scale: Scale) -> Measured:
         sizes = ["--nodes", scale.nodes, "--slots", scale.slots, "--loses", scale.lost_nodes]
         reconciler = stack.enter_context(_asked("cluster", *told, *map(str, sizes)))
         began = time.monotonic()
-        _wait(lambda: workers.ask("counts")["at work"] >= 0.98 * scale.workers, "the workers' work")
+        _wait(lambda: _counts(workers)["at work"] >= 0.98 * scale.workers, "the workers' work")
         ramp = time.monotonic() - began
         _submit(here, body, scale.waiting)
         time.sleep(SETTLING_SECONDS)
@@ -121,7 +122,7 @@ def _measure(scale: Scale, here: api.Service, workers: Asked, reconciler: Asked,
         pids["users"] = users.pid
 
         def looked() -> Look:
-            return look(here.redis_url, pids, workers.ask("counts"))
+            return look(here.redis_url, pids, _counts(workers))
 
         before, began = looked(), time.monotonic()
         reconciler.ask("lose")
@@ -157,6 +158,13 @@ def _measure(scale: Scale, here: api.Service, workers: Asked, reconciler: Asked,
         held=held(here.redis_url),
         cores=cores(before, after, seconds),
     )
+
+
+def _counts(workers: Asked) -> dict[str, int]:
+    did = workers.ask("counts")
+    if did.get(FAILURES):
+        raise RuntimeError("a simulated worker failed: see above")
+    return did
 
 
 def _submit(here: api.Service, body: Path, count: int) -> None:

@@ -12,12 +12,12 @@ import logging
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import NoReturn
 
 import uvloop
 from pydantic import TypeAdapter
+from redis.exceptions import RedisError
 
 from benchmarks.scaling.lines import answer
 from benchmarks.scaling.pace import MOMENTS, Pace
@@ -45,30 +45,12 @@ from workers.account import Account
 from workers.lease import Lease
 from workers.logs import LogBuffer
 from workers.pulse import LOOK_SECONDS, Order, Pulse, patiently
-
-if TYPE_CHECKING:
-    from workers.trainer import StepReport  # torch comes with it
+from workers.trainer import StepReport
 
 LEASE_SECONDS = 15.0
 _SHA256 = "0" * 64
+_BANDS = tuple(BandLoss(low=low, high=2 * low, loss=1.0123456) for low in (0.1, 0.2, 0.4))
 _MEMORY = MemoryBytes(parameters=10**8, gradients=10**8, optimizer=2 * 10**8, activations=4 * 10**8, peak=8 * 10**8)
-
-
-@dataclass(frozen=True)
-class SimulatedStep:
-    """What Account.note() reads of a StepReport."""
-
-    step: int
-    total: int
-    loss: float
-    eval_loss: tuple[BandLoss, ...]
-    grad_norm: float = 1.2345678
-    learning_rate: float = 0.000987654
-    step_seconds: float = 0.9876543
-    data_wait_seconds: float = 0.0012345
-    memory: MemoryBytes | None = _MEMORY
-    read_bytes: int = 65_536
-    sent_bytes: int = 0
 
 
 class Workers:
@@ -138,9 +120,9 @@ class SimulatedWorker:
             self._did["fenced"] += 1
         finally:
             await end(shipping)
-            with contextlib.suppress(DbserveError):
+            with contextlib.suppress(DbserveError, RedisError):
                 await self._logs.ship(store, self._run)
-            await store.aclose()
+                await store.aclose()
 
     async def _attempt(self, store: JobStore) -> None:
         run = self._run
@@ -185,11 +167,10 @@ class SimulatedWorker:
     ) -> bool:
         """A step a second; False when it came to no end. Raises _Failed."""
         step = await self._where_to_begin(store, task)
-        bands = tuple(BandLoss(low=low, high=2 * low, loss=1.0123456) for low in (0.1, 0.2, 0.4))
         due = asyncio.get_running_loop().time()
         while step < task.steps:
             step += 1
-            account.note(cast("StepReport", SimulatedStep(step, task.steps, 1 + 1 / step, bands)))
+            account.note(_report(step, task.steps))
             while lease.over:  # noqa: ASYNC110  where a training thread would wait
                 await asyncio.sleep(LOOK_SECONDS)
             if pulse.order() is not Order.GO:
@@ -228,6 +209,28 @@ class SimulatedWorker:
         await patiently(lambda: store.apply(Checkpointed(run=self._run, checkpoint=ref, keep_last=keep_last)))
         account.saved(time.monotonic() - began)
         self._did["checkpoints"] += 1
+
+
+def _report(step: int, total: int) -> StepReport:
+    """Figures as long as a real training's."""
+    return StepReport(
+        step=step,
+        total=total,
+        loss=1 + 1 / step,
+        grad_norm=1.2345678,
+        learning_rate=0.000987654,
+        samples=32 * step,
+        step_seconds=0.9876543,
+        data_wait_seconds=0.0012345,
+        memory=_MEMORY,
+        capture=_nothing,
+        read_bytes=65_536,
+        eval_loss=_BANDS,
+    )
+
+
+def _nothing() -> NoReturn:
+    raise AssertionError("a simulated training has no state")
 
 
 class _Failed(Exception):
