@@ -29,14 +29,14 @@ _HEADER = re.compile(
 )
 _BEARER = re.compile(r"\b(bearer\s{1,3})[\w.~+/=-]{8,}", re.IGNORECASE)
 _MADE_UP = re.compile(
-    r"(?<![\w-])(?:(?:AKIA|ASIA)[A-Z0-9]{16}\b|(?:gh[pousr]_|hf_|whsec_|xox[abp]-|sk-)[\w/+=-]{12,}"
+    r"(?<![\w-])(?:(?:AKIA|ASIA)[A-Z0-9]{16}\b|(?:gh[pousr]_|hf_|whsec_|dbs_|xox[abp]-|sk-)[\w/+=-]{12,}"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
 )
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,30}KEY-----|\Z)", re.DOTALL)
 # One quick look that nearly every line stops at.
 _SUSPECT = re.compile(
     r"://|passw|passph|secret|token|key|credential|signature|authorization|cookie|bearer"
-    r"|akia|asia|gh[pousr]_|hf_|whsec_|xox|sk-|eyj",
+    r"|akia|asia|gh[pousr]_|hf_|whsec_|dbs_|xox|sk-|eyj",
     re.IGNORECASE,
 )
 _RUN = re.compile(r"""[^\s"'<>`]*""")
