@@ -25,7 +25,7 @@ from dbserve.contracts.status import CheckpointRef
 from dbserve.errors import CheckpointInvalid, ContractMismatch, StorageError
 from workers import checkpoint
 from workers.models import architecture
-from workers.storage import FileDigest, check_digest, digest, read_tensors, write_tensors
+from workers.storage import FileDigest, check_digest, digest, read_document, read_tensors, write_tensors
 
 MODEL = "model.json"
 
@@ -175,7 +175,7 @@ def _metadata(contract_hash: str, index: int, layers: tuple[int, int]) -> dict[s
 def _read_manifest(directory: Path) -> ModelManifest:
     path = directory / MODEL
     try:
-        return ModelManifest.model_validate_json(path.read_bytes())
+        return ModelManifest.model_validate_json(read_document(path))
     except FileNotFoundError as error:
         raise CheckpointInvalid(f"{path} is missing: no whole model lies there") from error
     except ValidationError as error:

@@ -27,6 +27,7 @@ from workers.storage import (
     FileDigest,
     check_digest,
     digest,
+    read_document,
     read_metadata,
     read_tensors,
     write_tensors,
@@ -160,7 +161,7 @@ def load(directory: Path, *, contract: Contract, expect_sha256: str | None = Non
 def read_summary(directory: Path) -> TrainingSummary:
     """The summary of a checkpoint that verify() has passed."""
     try:
-        return TrainingSummary.model_validate_json((directory / SUMMARY).read_bytes())
+        return TrainingSummary.model_validate_json(read_document(directory / SUMMARY))
     except ValidationError as error:
         raise CheckpointInvalid(f"{directory / SUMMARY}: {_where(error)}") from error
 
@@ -188,7 +189,7 @@ def read_manifest(directory: Path, *, expect_sha256: str | None = None) -> Check
     try:
         if expect_sha256 is not None and digest(path).sha256 != expect_sha256:
             raise CheckpointInvalid(f"{path}: sha256 is not the one the checkpoint was committed with")
-        return CheckpointManifest.model_validate_json(path.read_bytes())
+        return CheckpointManifest.model_validate_json(read_document(path))
     except FileNotFoundError as error:
         raise CheckpointInvalid(f"{path} is missing: no whole checkpoint lies there") from error
     except ValidationError as error:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from dbserve.errors import CheckpointInvalid, StorageError
 
+LARGEST_DOCUMENT = 64 << 20  # bytes: of what is parsed whole
+
 
 class FileDigest(BaseModel, frozen=True):
     """A file's bytes, as a manifest names them."""
@@ -41,6 +43,15 @@ def check_digest(path: Path, expected: FileDigest) -> None:
         raise CheckpointInvalid(f"{path} is missing") from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def read_document(path: Path) -> bytes:
+    """A manifest or a summary. Raises CheckpointInvalid when it is larger than any is, and what opening a file does."""
+    with path.open("rb") as stream:
+        content = stream.read(LARGEST_DOCUMENT + 1)
+    if len(content) > LARGEST_DOCUMENT:
+        raise CheckpointInvalid(f"{path} is larger than {LARGEST_DOCUMENT:,} bytes")
+    return content
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

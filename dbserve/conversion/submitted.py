@@ -1,6 +1,7 @@
 """The road of a job with a source: its options filled in from config.json, and held against the job and its data."""
 
 import hashlib
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -8,7 +9,7 @@ from dbserve.cards import OPTIONS_POINTER
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import DataFacts
 from dbserve.conversion.networks import Source, read_source
-from dbserve.conversion.sources import POINTER
+from dbserve.conversion.sources import POINTER, opened
 from dbserve.conversion.weights import check_weights
 from dbserve.errors import ConfigInvalid
 
@@ -34,6 +35,14 @@ def with_source(spec: JobSpec, facts: DataFacts) -> JobSpec:
     _check_tokens(facts, source)
     check_weights(source)
     return spec.model_copy(update={"architecture": spec.architecture.model_copy(update={"options": options})})
+
+
+def _digest(path: Path) -> str:
+    try:
+        with opened(path) as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError as error:
+        raise ConfigInvalid(f"{path} cannot be read: {error.strerror}", POINTER) from error
 
 
 def _merged(given: dict[str, JsonValue], source: Source) -> dict[str, JsonValue]:
@@ -72,9 +81,7 @@ def _check_tokens(facts: DataFacts, source: Source) -> None:
             "/data/tokenizer" if vocabulary.kind == "tokenizer" else "/data/vocabulary",
         )
     own = source.directory / "tokenizer.json"
-    if own.exists() and (
-        vocabulary.kind != "tokenizer" or vocabulary.sha256 != hashlib.sha256(own.read_bytes()).hexdigest()
-    ):
+    if own.exists() and (vocabulary.kind != "tokenizer" or vocabulary.sha256 != _digest(own)):
         raise ConfigInvalid(
             f"token k means what the source's own tokenizer says: data.tokenizer must be {own}", "/data/tokenizer"
         )

@@ -11,7 +11,7 @@ from dbserve.conversion.sources import POINTER, opened, read_json
 from dbserve.errors import ConfigInvalid
 
 _NAMES = ("model", "diffusion_pytorch_model")  # as transformers and diffusers call their files
-_MAX_HEADER = 100 * 1024 * 1024  # safetensors' own limit
+_MAX_HEADER = 16 * 1024 * 1024  # bytes, of a hundred thousand tensors; safetensors' own limit is 100 MB
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,19 @@ def _header(path: Path) -> dict[str, StoredTensor]:
                 raise ConfigInvalid(f"{path} is no safetensors file", POINTER)
             header: Any = json.loads(file.read(length))
         return {
-            name: StoredTensor(path, tuple(entry["shape"]))
+            name: StoredTensor(path, _shape(entry["shape"]))
             for name, entry in cast(dict[str, Any], header).items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigInvalid(f"{path} cannot be read: {error}", POINTER) from error
+
+
+def _shape(said: list[Any]) -> tuple[int, ...]:
+    """Raises ValueError."""
+    if type(said) is not list or not all(type(size) is int and size >= 0 for size in said):
+        raise ValueError(f"{said!r:.80} is no shape")
+    return tuple(said)
 
 
 def _paired(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
