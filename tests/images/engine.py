@@ -15,12 +15,16 @@ TAG = "check"
 # As Debian's own slim images leave it out.
 WITHOUT = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*/*")
 KEPT = "/usr/share/doc/*/copyright"
+# Programs, and the package of Debian's that each is of.
 NEEDED = {
     "buildah": "buildah",
     "podman": "podman",
     "runc": "runc",
     "mmdebstrap": "mmdebstrap",
     "catatonit": "catatonit",
+    "iptables": "iptables",
+    "/usr/lib/podman/netavark": "netavark",
+    "/usr/lib/podman/aardvark-dns": "aardvark-dns",
 }
 
 

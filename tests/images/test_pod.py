@@ -38,12 +38,10 @@ def playing(engine: Engine, objects: list[Object], file: Path, network: str) -> 
     made = {each["metadata"]["name"]: each["stringData"] for each in kinds(objects, "Secret")}
     try:
         for name, data in made.items():
-            file = engine.directory / f"{name}.json"
-            file.write_text(
-                json.dumps({key: base64.b64encode(str(value).encode()).decode() for key, value in data.items()})
-            )
-            engine.podman("secret", "create", name, str(file))
-            file.unlink()
+            encoded = {key: base64.b64encode(str(value).encode()).decode() for key, value in data.items()}
+            secret = file.with_name(f"{name}.json")
+            secret.write_text(json.dumps(encoded))
+            engine.podman("secret", "create", name, str(secret))
         engine.podman("kube", "play", f"--network={network}", str(file))
         yield
     finally:
@@ -92,7 +90,9 @@ def test_the_rendered_pod_of_the_api_is_ready_and_answers_who_has_the_key(
 
     address = f"http://127.0.0.1:{port['hostPort']}"
     with playing(engine, objects, file, network), httpx.Client(base_url=address) as client:
-        running = f"{deployment['metadata']['name']}-pod-{container['name']}"
+        pods = f"name={deployment['metadata']['name']}-pod"
+        names = engine.podman("ps", "--all", "--format", "{{.Names}}", "--filter", pods).split()
+        [running] = [name for name in names if name.endswith(f"-{container['name']}")]
         wait_for(lambda: ready(client, engine, running), seconds=120, what=f"{running} is ready")
         keys = named(objects, "Secret", "-keys")["stringData"]
         assert client.get("/v1/jobs").status_code == 401
@@ -100,10 +100,11 @@ def test_the_rendered_pod_of_the_api_is_ready_and_answers_who_has_the_key(
         assert jobs.json()["data"] == []
         assert client.get("/metrics", headers={"Authorization": f"Bearer {keys['scrape-key']}"}).status_code == 200
 
-        root_is_kept = "touch /opt/x 2>/dev/null && exit 1; touch /tmp/x /var/lib/dbserve/cache/x && id -u"
-        assert engine.podman("exec", running, "sh", "-c", root_is_kept) == "10001"
-        effective = engine.podman("exec", running, "sh", "-c", "grep -h CapEff /proc/1/status /proc/self/status")
-        assert {line.split()[1] for line in effective.splitlines()} == {"0" * 16}
+        engine.podman("exec", running, "touch", "/tmp/x", "/var/lib/dbserve/cache/x", "/var/lib/dbserve/artifacts/x")
+        look = "id -u; grep -c '^overlay / overlay ro,' /proc/mounts; cat /proc/1/status"
+        user, read_only, *status = engine.podman("exec", running, "sh", "-c", look).splitlines()
+        assert (user, read_only) == ("10001", "1")
+        assert {"CapBnd:\t" + "0" * 16, "NoNewPrivs:\t1"} <= set(status)
 
 
 def ready(client: httpx.Client, engine: Engine, container: str) -> bool:
