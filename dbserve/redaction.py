@@ -42,7 +42,7 @@ _SUSPECT = re.compile(
 _RUN = re.compile(r"""[^\s"'<>`]*""")
 _SECRET_NAME = re.compile(rf"(?:{_NAMES}|authorization|cookie)$", re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(
-    r"(?:^|_)(?:PASSWORD|PASSWD|PASSPHRASE|SECRETS?|TOKEN|API_?KEYS?|(?:ACCESS|PRIVATE|SIGNING|ACCOUNT)_KEY|CREDENTIALS?)(?:_|$)"
+    r"(?:^|_)(?:PASSWORD|PASSWD|PASSPHRASE|SECRETS?|TOKEN|API_?KEYS?|(?:ACCESS|PRIVATE|SIGNING|ACCOUNT|SCRAPE)_KEY|CREDENTIALS?)(?:_|$)"
 )
 _NUMBER = re.compile(r"[\d.e+-]+")
 _ORDINARY = re.compile(r"(?:true|false|yes|no|on|off|none|null|token|\d{1,5})", re.IGNORECASE)

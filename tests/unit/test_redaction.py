@@ -173,6 +173,7 @@ def test_the_secrets_of_a_process_are_found_in_its_settings_its_environment_and_
         (tmp_path / name).write_text(f"content-of-{name}\n")
     chosen = read_settings(
         api_key=f"{KEY},another-{KEY}",
+        scrape_key="of-the-scraper-alone",
         redis_url="redis://:p%40ss-word@db:6379/0",
         artifacts="s3://bucket/p?endpoint=http://user:of-artefacts@host",
         ray_auth_token_path=tmp_path / "ray-token",
@@ -191,6 +192,7 @@ def test_the_secrets_of_a_process_are_found_in_its_settings_its_environment_and_
         KEY,
         f"another-{KEY}",
         f"{KEY},another-{KEY}",
+        "of-the-scraper-alone",
         "p%40ss-word",
         "p@ss-word",
         "of-artefacts",
