@@ -1,14 +1,15 @@
 """Ten, a hundred, a thousand blocks on paper. Pure: docs/scale.md is made of these, and a test holds it to them.
 
 Two kinds of numbers go in. What an operation asks of Redis, and how many bytes a thing takes there, are facts of this
-version, which a test counts again. What an operation takes is a fact of a machine: UNIT_SECONDS are those of one core of
-the machine in docs/results.md, with nobody else on it.
+version, which a test counts again. What an operation takes is a fact of a machine: UNIT_SECONDS are those of a core of
+the machine in docs/results.md.
 """
 
 from dataclasses import dataclass
 
 from benchmarks.scaling.pace import BLOCKS, SLOTS, Pace
 from dbserve.contracts.plan import NetworkPlan
+from dbserve.store.history import EVENTS_KEPT, LOG_LINES_KEPT
 
 HEARTBEAT_SECONDS = 1.0  # from one to the next
 POINTS = 120  # of a training's course
@@ -178,14 +179,14 @@ def bytes_of(counts: dict[str, int]) -> dict[str, int]:
 
 def counts_of(fleet: Fleet, seconds: float) -> dict[str, int]:
     """How many things Redis holds when the fleet has worked for so long: at most a training's length, of jobs none of
-    which has ended."""
+    which has ended. Of events and lines a job keeps the newest."""
     jobs = fleet.jobs + fleet.waiting_jobs
     return {
         "job": jobs,
         "tasks": jobs * (fleet.blocks + 2),  # with an assembly and an evaluation
         "progress": fleet.workers,
-        "events": jobs + round(2 * fleet.workers + events(fleet) * seconds),
-        "logs": round(fleet.workers * (1 + seconds / fleet.log_seconds)),
+        "events": min(jobs * EVENTS_KEPT, jobs + round(2 * fleet.workers + events(fleet) * seconds)),
+        "logs": min(jobs * LOG_LINES_KEPT, round(fleet.workers * (1 + seconds / fleet.log_seconds))),
         "course": round(fleet.workers * (1 + POINTS * seconds / fleet.training_seconds)),
     }
 
@@ -228,7 +229,12 @@ def gpu_hours(fleet: Fleet) -> float:
     return fleet.workers * fleet.training_seconds / 3600
 
 
-def cost(fleet: Fleet, price: float, *, overhead: float = 0.0) -> float:
-    """In the currency of `price`, of one GPU for an hour; `overhead` is the part of the time that GPUs are held and do
-    not train: starts, restored steps, saving."""
-    return gpu_hours(fleet) * price / (1 - overhead)
+def repeated_hours(fleet: Fleet, starting_seconds: float) -> float:
+    """GPU-hours beyond those: a lost attempt takes another start, and on average half a checkpoint's interval again."""
+    lost = fleet.workers * fleet.training_seconds * fleet.losses_per_second
+    return lost * (starting_seconds + fleet.checkpoint_seconds / 2) / 3600
+
+
+def cost(hours: float, price: float) -> float:
+    """In the currency of `price`, which is that of one GPU for an hour."""
+    return hours * price
