@@ -1,0 +1,137 @@
+"""The API as its pod would start it, on the chart's Redis; and what docs/kubernetes.md does with it first."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.acceptance.conftest import wait_for
+from tests.kubernetes.chart import ROOT, Object, kinds, pods, rendered
+from tests.kubernetes.servers import environment_of, redis_of
+from tests.kubernetes.test_docs import COMMANDS, Command
+
+if shutil.which("redis-server") is None and not os.environ.get("DBSERVE_REQUIRE_SERVERS"):
+    pytest.skip("redis-server is not installed (apt install redis-server)", allow_module_level=True)
+
+
+@dataclass(frozen=True)
+class Api:
+    """A running one, and the container that it is of."""
+
+    url: str
+    container: Object
+    environment: dict[str, str]
+    directory: Path
+
+    def probe(self, name: str) -> int:
+        """What kubelet is answered."""
+        asked = self.container[f"{name}Probe"]["httpGet"]
+        [port] = [port for port in self.container["ports"] if port["name"] == asked["port"]]
+        assert port["containerPort"] == 8000
+        return httpx.get(self.url + asked["path"], timeout=30).status_code
+
+    def run(self, command: Command, key: str) -> subprocess.CompletedProcess[str]:
+        """A command of the document, as its reader with that key."""
+        words = [word for word in command.words[1:] if word != "--watch"]  # nothing would train here
+        environment = {"PATH": os.environ["PATH"], "DBSERVE_URL": self.url, "DBSERVE_API_KEY": key, "COLUMNS": "200"}
+        return subprocess.run(
+            [sys.executable, "-m", "dbserve", *words],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """With the variables of the rendered container, but for where Redis and directories are."""
+    objects = rendered("defaults")
+    directory = tmp_path_factory.mktemp("api")
+    [pod] = [pod for pod in pods(objects) if pod.labels["app.kubernetes.io/component"] == "api"]
+    [container] = pod.spec["containers"]
+    with redis_of(objects, tmp_path_factory.mktemp("redis")) as server, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        given = environment_of(container, objects)
+        assert given["DBSERVE_HOST"] == "0.0.0.0"  # of the container; it is what makes keys asked for
+        here = {
+            "DBSERVE_REDIS_URL": f"redis://localhost:{server.port}/0",
+            "DBSERVE_PORT": str(port),
+            "DBSERVE_ARTIFACTS": str(directory / "artifacts"),
+            "DBSERVE_CACHE_DIR": str(directory / "cache"),
+            "HOME": str(directory),
+        }
+        assert here.keys() <= given.keys()
+        command = [sys.executable, "-m", *container["command"]]
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **given, **here}
+        with (directory / "out").open("wb") as output:
+            process = subprocess.Popen(command, env=environment, cwd=directory, stdout=output, stderr=output)
+        running = Api(f"http://127.0.0.1:{port}", container, given, directory)
+        try:
+            wait_for(lambda: process.poll() is not None or answers(running), seconds=60, what="the startup probe")
+            assert process.poll() is None, (directory / "out").read_text()
+            yield running
+        finally:
+            process.terminate()
+            assert process.wait(30) in {0, -signal.SIGTERM}
+
+
+def answers(running: Api) -> bool:
+    try:
+        return running.probe("startup") == 200
+    except httpx.TransportError:
+        return False
+
+
+def command(*words: str) -> Command:
+    [found] = [each for each in COMMANDS if each.begins(*words)]
+    return found
+
+
+def test_its_probes_are_answered_without_a_key(api: Api) -> None:
+    assert [api.probe(name) for name in ("startup", "liveness", "readiness")] == [200, 200, 200]
+
+
+def test_prometheus_gets_in_with_the_key_of_its_monitor_and_nobody_without(api: Api) -> None:
+    monitor = kinds(rendered("monitoring"), "ServiceMonitor")[0]["spec"]["endpoints"][0]
+    key = api.environment["DBSERVE_SCRAPE_KEY"]
+    assert monitor["authorization"]["credentials"]["key"] == "scrape-key"
+    headers = {"Authorization": f"Bearer {key}"}
+    assert "dbserve_" in httpx.get(api.url + monitor["path"], headers=headers).text
+    assert httpx.get(api.url + monitor["path"]).status_code == 401
+    assert httpx.get(f"{api.url}/v1/jobs", headers=headers).status_code in {401, 403}
+
+
+def test_the_first_key_makes_another_and_that_one_submits_the_job(api: Api) -> None:
+    made = api.run(command("dbserve", "keys", "create"), api.environment["DBSERVE_API_KEY"])
+    assert made.returncode == 0, made.stderr
+    key = next(word for word in made.stdout.split() if word.startswith("dbs_"))
+    submitted = api.run(command("dbserve", "submit"), key)
+    assert submitted.returncode == 0, submitted.stderr
+    assert submitted.stdout.strip()
+    nodes = api.run(command("dbserve", "nodes"), key)
+    assert (nodes.returncode, nodes.stderr) == (0, "")
+    again = api.run(command("dbserve", "keys", "create"), key)
+    assert again.returncode != 0  # it may read and submit, and no more
+
+
+def test_data_that_nothing_allows_is_refused(api: Api) -> None:
+    job = yaml.safe_load((ROOT / "examples/digits.yaml").read_text())
+    job["data"] = {"uri": "/etc"}
+    headers = {"Authorization": f"Bearer {api.environment['DBSERVE_API_KEY']}"}
+    answer = httpx.post(f"{api.url}/v1/plans", json=job, headers=headers)
+    assert answer.status_code == 422, answer.text
+    assert "/data/uri" in answer.text
