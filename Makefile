@@ -53,7 +53,8 @@ kubernetes: setup
 image:
 	deploy/build.sh
 
-# The images built on Debian's packages alone, and run: apt install buildah podman runc mmdebstrap catatonit; as root.
+# The images, built on Debian's packages and run, as root (apt install buildah podman runc netavark aardvark-dns iptables
+# mmdebstrap catatonit).
 IMAGE_TESTS ?= tests/images
 image-check: setup
 	$(BIN)/python -m pytest $(IMAGE_TESTS)

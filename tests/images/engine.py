@@ -111,7 +111,7 @@ class Engine:
     def image(self, name: str, wheels: Path) -> str:
         """One of ours, as `make image` builds it, on Debian's base and without an index."""
         given = {"IMAGES": name, "BASE": self.debian(), "TAG": TAG, "WHEELS": str(wheels), "PIP_NO_INDEX": "1"}
-        self.call("make", "image", seconds=900, BUILDER="buildah", REGISTRY="localhost/", **given)
+        self.call("make", "image", seconds=1800, BUILDER="buildah", REGISTRY="localhost/", **given)
         return f"localhost/{name}:{TAG}"
 
     def redis(self) -> str:

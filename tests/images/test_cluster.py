@@ -8,7 +8,7 @@ from tests.acceptance.jobs import digits_job
 from tests.images.compose import passwords, start
 from tests.images.engine import Engine
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 
 
 def test_a_node_is_of_the_python_and_the_ray_that_drive_it(engine: Engine, control: str, worker: str) -> None:

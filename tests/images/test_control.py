@@ -8,7 +8,7 @@ import pytest
 from tests.images.compose import passwords, start
 from tests.images.engine import Engine
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(2400)]
 
 LOOK = """
 import importlib.util, json, os, shutil

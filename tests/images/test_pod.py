@@ -16,7 +16,7 @@ from tests.acceptance.conftest import wait_for
 from tests.images.engine import TAG, Engine
 from tests.kubernetes.chart import NAMESPACE, RELEASE, kinds, render, values_of
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(2400)]
 
 Object = dict[str, Any]
 
