@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes image image-check screenshots test-unit lint bench bench-api bench-bigger bench-recovery bench-watching soak cards dashboards chart schema clean
+.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes image image-check screenshots test-unit lint bench bench-api bench-bigger bench-recovery bench-watching bench-scale bench-efficiency soak cards dashboards chart schema clean
 
 setup: $(STAMP)
 
@@ -80,6 +80,14 @@ bench-bigger: setup
 # What it costs to look: a scrape, and a hundred viewers.
 bench-watching: setup
 	$(BIN)/python -m benchmarks.watching
+
+# A thousand workers that only pretend, on the real store, reconciler and API.
+bench-scale: setup
+	$(BIN)/python -m benchmarks.scale
+
+# Four isolated blocks at once, against the machine's own limit.
+bench-efficiency: setup
+	$(BIN)/python -m benchmarks.efficiency
 
 # How long it takes until things go on, after something broke.
 bench-recovery: setup

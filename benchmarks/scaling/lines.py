@@ -20,13 +20,17 @@ class Asked:
 
     def ask(self, what: str) -> Any:
         """Raises RuntimeError when the child has ended."""
+        self.tell(what)
+        return self.hear()
+
+    def tell(self, what: str) -> None:
+        """Without waiting for an answer. Raises RuntimeError when the child has ended."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(f"{what}\n".encode())
             self.process.stdin.flush()
         except BrokenPipeError as ended:
             raise RuntimeError(f"{self.process.args!r} has ended") from ended
-        return self.hear()
 
     def hear(self) -> Any:
         """The next line. Raises RuntimeError when there is none."""
