@@ -82,7 +82,7 @@ def _place(error: ErrorDetails, tree: object) -> Iterator[str | int]:
     for part in error["loc"]:
         if isinstance(tree, dict) and part in tree:
             tree = cast("dict[str | int, object]", tree)[part]
-        elif isinstance(tree, list) and isinstance(part, int):
+        elif isinstance(tree, list) and isinstance(part, int) and part < len(cast("list[object]", tree)):
             tree = cast("list[object]", tree)[part]
         elif error["type"] != "missing":
             continue

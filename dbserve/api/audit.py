@@ -25,7 +25,7 @@ class AuditQuery(BaseModel, extra="forbid"):
     deployment: bool = Field(default=False, description="instead, what is no project's")
 
 
-@router.get("", responses=problems(422))
+@router.get("", responses=problems())
 async def list_audit(caller: Asking, store: Store, query: Annotated[AuditQuery, Query()]) -> Page[AuditView]:
     """Every request of the project that changed something or was refused to, newest first; the last 20,000.
 

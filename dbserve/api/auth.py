@@ -30,6 +30,7 @@ _Named = Annotated[
     Header(
         alias="X-Dbserve-Project",
         description="the project to act in, for a key of the whole deployment; `default` unless it is given",
+        json_schema_extra={"anyOf": [{"type": "string", "pattern": f"^({PROJECT})?$"}]},
     ),
 ]
 

@@ -57,7 +57,7 @@ def _stream_too(*media_types: str) -> dict[int | str, dict[str, Any]]:
 @router.get(
     "/events",
     response_model=Page[EventView],
-    responses={**_stream_too("text/event-stream"), **problems(404, 410, 422)},
+    responses={**_stream_too("text/event-stream"), **problems(404, 410)},
 )
 async def events(
     request: Request,
@@ -89,7 +89,7 @@ async def events(
 @router.get(
     "/logs",
     response_model=Page[LogView],
-    responses={**_stream_too("text/plain", "text/event-stream"), **problems(404, 422)},
+    responses={**_stream_too("text/plain", "text/event-stream"), **problems(404)},
 )
 async def logs(
     request: Request,

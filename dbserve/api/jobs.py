@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from dbserve.api.auth import Asking
 from dbserve.api.context import Store, With
+from dbserve.api.links import links
 from dbserve.api.problems import problems
 from dbserve.api.submission import BODY, Submitted
 from dbserve.api.tenancy import JobId
@@ -20,6 +21,20 @@ from dbserve.failpoints import failpoint
 
 router = APIRouter(prefix="/v1")
 
+OF_A_JOB = (
+    *(
+        "show_job",
+        "delete_job",
+        "cancel_job",
+        "pause_job",
+        "resume_job",
+        "retry_job",
+        "list_blocks",
+        "list_checkpoints",
+    ),
+    *("job_metrics", "events", "logs", "report"),
+)
+
 IdempotencyKey = Annotated[
     str | None,
     Header(min_length=1, max_length=255, description="the same key and body make one job, however often they are sent"),
@@ -30,7 +45,9 @@ class JobsQuery(BaseModel, extra="forbid"):
     limit: int = Field(default=20, ge=1, le=200)
     after: str | None = Field(default=None, max_length=512, description="`next` of the page before")
     status: JobStatus | None = None
-    label: list[str] = Field(default_factory=list[str], max_length=32, description="key=value; all given must match")
+    label: list[Annotated[str, Field(json_schema_extra={"pattern": "^[^=]+="})]] = Field(
+        default_factory=list[str], max_length=32, description="key=value; all given must match"
+    )
 
 
 class MetricsQuery(BaseModel, extra="forbid"):
@@ -42,13 +59,19 @@ class CancelQuery(BaseModel, extra="forbid"):
     force: bool = Field(default=False, description="kill the workers at once: no last checkpoints")
 
 
-@router.post("/plans", tags=["plans"], openapi_extra=BODY, responses=problems(408, 413, 415, 422))
+@router.post("/plans", tags=["plans"], openapi_extra=BODY, responses=problems(408, 413, 415))
 async def make_plan(spec: Submitted, services: With, caller: Asking) -> JobPlan:
     """What a job would become: blocks, sigma intervals, parameters, bytes. Nothing is stored."""
     return await services.plans.make(spec, by_key=caller.key_id is not None)
 
 
-@router.post("/jobs", tags=["jobs"], status_code=202, openapi_extra=BODY, responses=problems(408, 413, 415, 422, 429))
+@router.post(
+    "/jobs",
+    tags=["jobs"],
+    status_code=202,
+    openapi_extra=BODY,
+    responses={202: links("job_id", *OF_A_JOB), **problems(408, 413, 415, 429)},
+)
 async def submit_job(
     traced: Traced,
     spec: Submitted,
@@ -84,7 +107,7 @@ async def submit_job(
     return job_view(snapshot)
 
 
-@router.get("/jobs", tags=["jobs"], responses=problems(422))
+@router.get("/jobs", tags=["jobs"], responses=problems())
 async def list_jobs(store: Store, caller: Asking, query: Annotated[JobsQuery, Query()]) -> Page[JobSummary]:
     """Jobs of the project, newest first. Pages are stable while new jobs arrive."""
     snapshots, following = await store.list_jobs(
@@ -110,7 +133,7 @@ async def delete_job(job_id: JobId, store: Store) -> None:
     await store.wishes.delete(job_id)
 
 
-@router.post("/jobs/{job_id}/cancel", tags=["jobs"], status_code=202, responses=problems(404, 409, 422))
+@router.post("/jobs/{job_id}/cancel", tags=["jobs"], status_code=202, responses=problems(404, 409))
 async def cancel_job(job_id: JobId, store: Store, query: Annotated[CancelQuery, Query()]) -> JobView:
     """Asks for the end of a job; may be repeated. 409 when it succeeded or failed before.
 
@@ -144,7 +167,7 @@ async def retry_job(job_id: JobId, store: Store) -> JobView:
     return job_view(await store.snapshot(job_id))
 
 
-@router.get("/jobs/{job_id}/metrics", tags=["history"], responses=problems(404, 422))
+@router.get("/jobs/{job_id}/metrics", tags=["history"], responses=problems(404))
 async def job_metrics(job_id: JobId, store: Store, query: Annotated[MetricsQuery, Query()]) -> JobMetricsView:
     """The course of each training: loss, throughput and memory at some of its steps. Kept as long as the job is."""
     snapshot = await store.snapshot(job_id)
@@ -166,13 +189,13 @@ async def list_blocks(job_id: JobId, store: Store) -> Page[BlockView]:
     return Page(data=block_views(await store.snapshot(job_id)))
 
 
-@router.get("/jobs/{job_id}/blocks/{block}", tags=["blocks"], responses=problems(404, 422))
+@router.get("/jobs/{job_id}/blocks/{block}", tags=["blocks"], responses=problems(404))
 async def show_block(job_id: JobId, block: int, store: Store) -> BlockView:
     """One block in full."""
     return block_view(await store.snapshot(job_id), block)
 
 
-@router.post("/jobs/{job_id}/blocks/{block}/retry", tags=["blocks"], status_code=202, responses=problems(404, 409, 422))
+@router.post("/jobs/{job_id}/blocks/{block}/retry", tags=["blocks"], status_code=202, responses=problems(404, 409))
 async def retry_block(job_id: JobId, block: int, store: Store) -> BlockView:
     """Another try for one block, and for what was abandoned because of it.
 

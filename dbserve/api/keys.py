@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from dbserve.api import credentials
 from dbserve.api.auth import Asking, Caller, noted
 from dbserve.api.context import Store, With
+from dbserve.api.links import links
 from dbserve.api.problems import problems
 from dbserve.api.tenancy import OwnKey
 from dbserve.api.views import utc, when
@@ -59,7 +60,15 @@ async def show_caller(caller: Asking) -> CallerView:
     return CallerView(key_id=caller.key_id, project=caller.project, every_project=caller.every_project, scopes=scopes)
 
 
-@router.post("/keys", status_code=201, openapi_extra=_BODY, responses=problems(408, 409, 413, 415, 422))
+@router.post(
+    "/keys",
+    status_code=201,
+    openapi_extra=_BODY,
+    responses={
+        201: links("key_id", "show_key", "rotate_key", "revoke_key"),
+        **problems(408, 409, 413, 415),
+    },
+)
 async def create_key(request: Request, caller: Asking, asked: Asked, services: With, response: Response) -> KeyCreated:
     """A new key, which is answered here and never again. It may do no more than the key that makes it."""
     project = asked.project or caller.project
@@ -109,7 +118,7 @@ async def revoke_key(found: OwnKey, services: With) -> None:
     services.door.forget(found.key.id)
 
 
-@router.post("/keys/{key_id}/rotate", responses=problems(404, 409, 422))
+@router.post("/keys/{key_id}/rotate", responses=problems(404, 409))
 async def rotate_key(
     caller: Asking, found: OwnKey, services: With, query: Annotated[RotateQuery, Query()]
 ) -> KeyCreated:

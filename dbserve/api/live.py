@@ -26,7 +26,7 @@ LastSeen = Annotated[
     responses={
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
         204: {"description": "The job has ended, and its last view was received"},
-        **problems(404, 422),
+        **problems(404),
     },
 )
 async def live(job_id: JobId, services: With, caller: Asking, last_seen: LastSeen = None) -> Response:

@@ -26,7 +26,7 @@ class ModelsQuery(BaseModel, extra="forbid"):
     after: str | None = Field(default=None, max_length=512, description="`next` of the page before")
 
 
-@router.get("", responses=problems(422))
+@router.get("", responses=problems())
 async def list_models(store: Store, caller: Asking, query: Annotated[ModelsQuery, Query()]) -> Page[ModelSummary]:
     """Models of the project, newest first."""
     models, following = await store.results.list_models(project=caller.project, limit=query.limit, after=query.after)

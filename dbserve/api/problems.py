@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import JsonValue
 from starlette.exceptions import HTTPException
 
+from dbserve.api.scopes import methods_at
 from dbserve.contracts.views import FaultView, Problem
 from dbserve.errors import (
     ArchitectureNotFound,
@@ -119,7 +120,7 @@ def explained(request: Request, error: DbserveError) -> Response:
             errors = tuple(FaultView(**fault._asdict()) for fault in error.faults)
         case ConfigInvalid():
             errors = (FaultView(pointer=error.pointer, code=error.code, message=str(error)),)
-            title = BAD_PARAMETER if error.pointer.startswith("/query/") else title
+            title = BAD_PARAMETER if error.pointer.startswith(("/query/", "/header/")) else title
         case _:
             pass
     if status >= 500:
@@ -150,9 +151,11 @@ def unexpected(request: Request, error: Exception) -> Response:
 
 def from_http(request: Request, error: HTTPException) -> Response:
     """No such route, no such method, and what the middlewares refuse."""
-    code = _HTTP_CODES.get(error.status_code, "http_error")
+    code, headers = _HTTP_CODES.get(error.status_code, "http_error"), dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := methods_at(request.url.path)):
+        headers["Allow"] = ", ".join(methods)  # of all the path's routes: the framework knows of the first alone
     title = HTTPStatus(error.status_code).phrase
-    return problem_response(request, error.status_code, code, title, str(error.detail), headers=error.headers)
+    return problem_response(request, error.status_code, code, title, str(error.detail), headers=headers or None)
 
 
 def invalid_parameters(request: Request, error: RequestValidationError) -> Response:
@@ -206,5 +209,5 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route, for its OpenAPI description."""
-    return {status: PROBLEMS[status] for status in sorted({*statuses, 401, 403, 429, 500, 503})}
+    """The error responses of a route, for its OpenAPI description. 422: each may be asked for in a project."""
+    return {status: PROBLEMS[status] for status in sorted({*statuses, 401, 403, 422, 429, 500, 503})}

@@ -25,7 +25,7 @@ class ReportQuery(BaseModel, extra="forbid"):
 @router.get(
     "/jobs/{job_id}/report",
     response_model=Report,
-    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}, **problems(404, 409, 422)},
+    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}, **problems(404, 409)},
 )
 async def report(request: Request, job_id: JobId, store: Store, query: Annotated[ReportQuery, Query()]) -> object:
     """What was measured about a job: JSON, or one self-contained page (text/html or ?format=html). 409: not yet."""

@@ -1,5 +1,6 @@
 """Who may ask for what: one table of every route. What is not in it, nobody may. Pure."""
 
+import re
 from collections.abc import Mapping, Set
 from enum import StrEnum
 
@@ -58,6 +59,19 @@ NEEDS: Mapping[tuple[str, str], Need] = {
 }
 
 CHANGES_NOTHING = frozenset({("POST", "/v1/plans")})  # though its method says that it does
+
+
+_PATHS: Mapping[re.Pattern[str], list[str]] = {
+    re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))): sorted(
+        method for method, other in NEEDS if other == path
+    )
+    for path in dict.fromkeys(path for _, path in NEEDS)
+}
+
+
+def methods_at(path: str) -> tuple[str, ...]:
+    """What may be asked of a path, by whoever may: every method, in order of the alphabet; none where nothing is."""
+    return tuple(next((methods for pattern, methods in _PATHS.items() if pattern.fullmatch(path)), ()))
 
 
 def missing(need: Need | None, scopes: Set[Scope], home: str, *, scrapes: bool = False) -> str | None:

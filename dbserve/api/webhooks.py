@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from dbserve.api.auth import Asking
 from dbserve.api.context import Store, With
+from dbserve.api.links import links
 from dbserve.api.problems import problems
 from dbserve.api.tenancy import OwnWebhook
 from dbserve.api.views import utc, when
@@ -57,7 +58,15 @@ async def _asked(request: Request) -> NewWebhook:
 Asked = Annotated[NewWebhook, Depends(_asked)]
 
 
-@router.post("", status_code=201, openapi_extra=_BODY, responses=problems(408, 409, 413, 415, 422))
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=_BODY,
+    responses={
+        201: links("webhook_id", "show_webhook", "ping_webhook", "delete_webhook"),
+        **problems(408, 409, 413, 415),
+    },
+)
 async def create_webhook(asked: Asked, services: With, caller: Asking, response: Response) -> WebhookCreated:
     """A new receiver. The secret that signs its messages is answered here, and never again."""
     target = target_of(asked.url)

@@ -31,6 +31,8 @@ class AuditLog:
 
         Raises ConfigInvalid for a foreign cursor.
         """
+        if after is not None and keys.stream_order(after) == (0, 0):
+            return [], None  # nothing can be older, and Redis knows no range that ends before it
         start = "+" if after is None else f"({keys.stream_id(after)}"
         async with reaching_redis():
             found = cast(

@@ -68,6 +68,8 @@ async def test_a_wrong_method_is_a_problem_and_says_which_are_right(http: httpx.
     response = await http.put("/v1/plans")
     check(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
+    several = await http.put("/v1/jobs")
+    assert several.headers["allow"] == "GET, POST"  # of two routes
 
 
 async def test_a_body_of_another_kind_is_refused(http: httpx.AsyncClient) -> None:

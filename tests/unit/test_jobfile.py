@@ -184,6 +184,11 @@ def test_what_was_handed_in_is_not_echoed() -> None:
         assert secret not in str(faults_of(text))
 
 
+def test_a_list_that_is_too_short_is_told_at_the_place_that_is_missing() -> None:
+    (fault,) = faults_of(job(training={"steps": 1, "betas": [0.9]}))
+    assert (fault.pointer, fault.code) == ("/training/betas/1", "missing")
+
+
 def test_relative_uris_mean_files_next_to_the_job_file(tmp_path: Path) -> None:
     spec = read_job(YAML.encode(), form="yaml", directory=tmp_path)
     assert spec.data.uri == f"{tmp_path.resolve()}/shards/train-*.parquet"
