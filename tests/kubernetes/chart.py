@@ -82,6 +82,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     },
 }
 
+ENGINE = helm.helm_sdk_version().removeprefix("v")
+
 Object = dict[str, Any]
 
 
@@ -123,9 +125,18 @@ def rendered(name: str) -> list[Object]:
     return copy.deepcopy(_rendered(name))
 
 
-@functools.cache
+_looked_at: dict[str, list[Object]] = {}
+
+
 def _rendered(name: str) -> list[Object]:
-    return render(values_of(name))
+    if name not in _looked_at:
+        _looked_at[name] = render(values_of(name))
+    return _looked_at[name]
+
+
+def looked_at() -> list[str]:
+    """What has been rendered by name so far."""
+    return list(_looked_at)
 
 
 @dataclass(frozen=True)

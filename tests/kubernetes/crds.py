@@ -9,6 +9,8 @@ import yaml
 
 from tests.kubernetes.chart import ROOT, Object
 
+# The oldest that kubernetes-validate has schemas of, and the newest.
+KUBERNETES = ("1.32", "1.37")
 # Unmodified definitions of KubeRay and prometheus-operator, which are theirs and are not copied here.
 CRDS = ROOT.parent / "shared/crds"
 ABSENT = (

@@ -20,11 +20,9 @@ from tests.kubernetes.chart import (
     texts,
     values_of,
 )
-from tests.kubernetes.crds import ABSENT, complaints, strict, validators
+from tests.kubernetes.crds import ABSENT, KUBERNETES, complaints, strict, validators
 
 EVERY = [*VALUES_FILES, *SWITCHES]
-# The oldest that the schemas are there for and the newest.
-VERSIONS = ["1.32", "1.37"]
 every_way = pytest.mark.parametrize("name", EVERY)
 
 
@@ -40,7 +38,7 @@ def test_helm_finds_nothing_to_say_against_it(name: str) -> None:
 def test_kubernetes_knows_every_field(name: str) -> None:
     for each in rendered(name):
         if not _is_custom(each):
-            for version in VERSIONS:
+            for version in KUBERNETES:
                 _validate(json.dumps(each), version)
 
 
@@ -57,7 +55,7 @@ def test_a_field_that_nobody_knows_is_found() -> None:
     [deployment, *_] = kinds(rendered("defaults"), "Deployment")
     deployment["spec"]["template"]["spec"]["containers"][0]["readinessProb"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
+        kubernetes_validate.validate(deployment, KUBERNETES[-1], strict=True)
 
 
 @pytest.mark.parametrize(
