@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dbserve.contracts.cluster import Capacity, Demand, Growth, Node, Presence, Resources
 from dbserve.contracts.status import Reason, Run, Task
 from dbserve.errors import ClusterUnavailable
+from dbserve.growing import Asking
 from dbserve.settings import Settings
 from workers.actor import BlockActor, WorkerConfig
 from workers.presence import end, look
@@ -26,6 +27,7 @@ from workers.presence import end, look
 GPU_TYPE_LABEL = "ray.io/accelerator-type"
 GPU_TYPE = "accelerator_type:"  # begins the name of a resource that every node with such a GPU has
 ASK_AGAIN_SECONDS = 30.0  # Ray's books may have been lost with its head
+VERDICT_SECONDS = 6.0  # between two looks at what the autoscaler makes of it; it works every five
 LOOK_SECONDS = 2.0  # for another node to say what it sees; later it is asked again
 REMEMBERED_WORKERS = 4096  # whose death may still be explained
 
@@ -37,7 +39,9 @@ class RayCluster:
         self.identity = identity
         self._config = config
         self._autoscaling = autoscaling
-        self._asked_for: tuple[tuple[Demand, ...], float] | None = None  # of the autoscaler, and when (monotonic)
+        self._asking = Asking()
+        self._asked_for: tuple[tuple[Demand, ...], float] = ((), float("-inf"))  # and when (monotonic seconds)
+        self._verdict_at = float("-inf")  # the same, when its answer was last looked at
         self._works: dict[
             Run, Any
         ] = {}  # what Ray promised of work(); it never ends well, since the process ends first
@@ -79,7 +83,7 @@ class RayCluster:
             nodes, draining = ray.nodes(), books.state.get_draining_nodes()
         now = time.time()
         living = tuple(_node(node, draining, now) for node in nodes if node["Alive"])
-        return Capacity(living, Growth() if self._autoscaling else None)
+        return Capacity(living, Growth(left_out=self._asking.left_out) if self._autoscaling else None)
 
     def alive(self) -> set[Run]:
         """Runs whose actor exists or still waits for its resources."""
@@ -158,18 +162,20 @@ class RayCluster:
 
     def grow(self, in_use: Sequence[Demand], waiting: Sequence[Demand]) -> None:
         """Tells the autoscaler what it is to have room for, which it remembers until it is told something else."""
-        wanted = (*in_use, *waiting)
-        now = time.monotonic()
-        if self._asked_for is not None:
-            before, at = self._asked_for
-            if before == wanted and now - at < ASK_AGAIN_SECONDS:
-                return
-        bundles = [_bundle(demand) for demand in wanted for _ in range(demand.count)]
-        selectors = [_selector(demand) for demand in wanted for _ in range(demand.count)]
         from ray.autoscaler.sdk import request_resources  # late: most clusters have no autoscaler, and it is large
         from ray.autoscaler.v2.utils import is_autoscaler_v2
 
+        now = time.monotonic()
         with _reaching_ray():
+            if waiting and now - self._verdict_at >= VERDICT_SECONDS:
+                if self._asked_for[0] and _refuses(self._asked_for[0]):
+                    self._asking.refused(now)
+                self._verdict_at = now
+            wanted = self._asking.request(in_use, waiting, now)
+            if wanted == self._asked_for[0] and now - self._asked_for[1] < ASK_AGAIN_SECONDS:
+                return
+            bundles = [_bundle(demand) for demand in wanted for _ in range(demand.count)]
+            selectors = [_selector(demand) for demand in wanted for _ in range(demand.count)]
             is_autoscaler_v2(fetch_from_server=True)  # which Ray would remember from before there was one
             request_resources(bundles=bundles, bundle_label_selectors=selectors)
         self._asked_for = wanted, now
@@ -203,6 +209,17 @@ def _bundle(demand: Demand) -> dict[str, float]:
 def _selector(demand: Demand) -> dict[str, str]:
     typed = {} if demand.gpu_type is None else {GPU_TYPE_LABEL: demand.gpu_type}
     return {**dict(demand.labels), **typed}
+
+
+def _refuses(asked: Sequence[Demand]) -> bool:
+    """Whether the autoscaler has found this very request to be beyond it. Of the first autoscaler nothing is known."""
+    from ray.core.generated import autoscaler_pb2
+
+    told: bytes = ray.get_runtime_context().worker.gcs_client.get_cluster_status()
+    reply: Any = autoscaler_pb2.GetClusterStatusReply.FromString(told)  # pyright: ignore[reportAttributeAccessIssue]
+    beyond = reply.autoscaling_state.infeasible_cluster_resource_constraints
+    count = sum(demand.count for demand in asked)
+    return any(sum(one.count for one in constraint.resource_requests) == count for constraint in beyond)
 
 
 def explained(error: Exception) -> tuple[Reason, str] | None:

@@ -333,9 +333,13 @@ def _growth(scene: Scene, held: Sequence[Task], waiting: Sequence[Task]) -> Iter
     for task in waiting:
         wanted[ask_of(task)] += task.replicas
     yield Grow(_demands(in_use), _demands(wanted))
+    growth = scene.capacity.growth
+    left_out = growth.left_out if growth is not None else frozenset[Demand]()
     for task in waiting[:MOST_SAID]:
         missing = shortfall(ask_of(task), scene.capacity.nodes)
         why = f"waiting for a node: {missing or 'all that could hold it are in use'}"
+        if not left_out.isdisjoint(_demands({ask_of(task): 1})):
+            why += "; the autoscaler says that it can add none at present"
         if task.message != why:
             yield Note(Held(run=task.run, message=why))
 

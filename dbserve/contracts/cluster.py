@@ -40,13 +40,6 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Growth:
-    """An autoscaler may add nodes: so many of these kinds as are listed. None: it does not say of which."""
-
-    nodes: tuple[Node, ...] | None = None
-
-
-@dataclass(frozen=True)
 class Demand:
     """What an autoscaler is to make room for, and how often."""
 
@@ -54,6 +47,14 @@ class Demand:
     labels: tuple[tuple[str, str], ...] = ()
     gpu_type: str | None = None
     count: int = 1
+
+
+@dataclass(frozen=True)
+class Growth:
+    """An autoscaler may add nodes."""
+
+    nodes: tuple[Node, ...] | None = None  # of these kinds, and so many of them at most; None: it does not say
+    left_out: frozenset[Demand] = frozenset()  # kinds of one replica for which it has just said that it can add none
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,8 @@ def test_what_is_trained_has_replicas_and_what_is_not_has_one() -> None:
 
 
 def test_without_min_replicas_all_of_them_are_needed() -> None:
-    assert tasks_of(resources={"replicas": 3})["block-0"].min_replicas == 3
+    assert tasks_of(resources={"replicas": 4})["block-0"].min_replicas == 4
 
 
 def test_the_plan_counts_the_gpus_of_every_replica() -> None:
-    assert small_plan(small_spec(resources={"replicas": 3, "gpus_per_block": 0.5})).gpus == 3.0
+    assert small_plan(small_spec(resources={"replicas": 4, "gpus_per_block": 1.0})).gpus == 8.0

@@ -81,7 +81,7 @@ def test_a_worker_that_was_asked_for_on_a_node_that_is_gone_is_not_asked_for_aga
 
 
 def test_a_task_of_several_replicas_is_launched_on_a_node_for_each() -> None:
-    job = a_job(spec=small_spec(resources={"replicas": 3, "min_replicas": 2}), block_1=SUCCEEDED)
+    job = a_job(spec=small_spec(resources={"replicas": 4, "min_replicas": 2}), block_1=SUCCEEDED)
     three = cluster_of(Resources(2.0, 0.0), Resources(1.0, 0.0))
     assert decided([job], capacity=three) == [Launch(run_of("j1", "block-0"), Resources(1.0, 0.0), ("n0", "n0", "n1"))]
     assert decided([job], capacity=cluster_of(Resources(2.0, 0.0))) == [
