@@ -24,6 +24,7 @@ IMAGE_SIZE = "/data/image_size"
 MAX_SIDE = 8192
 MAX_CHANNELS = 64  # of float32 arrays
 MAX_CLASSES = 100_000
+_LABELS_AT_ONCE = 1 << 20
 _READERS = 8  # footers of an object store are latency, not work
 
 
@@ -111,17 +112,29 @@ def _read(uri: str, data: DataSpec, pointer: str) -> ShardFacts:
         _check_shape(shape, images, encoding, f"shard {uri}: {data.image_column!r}")
         if data.image_size is not None and encoding != "float32":
             shape = (data.image_size, data.image_size, shape[2])
-        values = shard.labels(data.label_column)
-        low, high = int(values.argmin()), int(values.argmax())
+        lowest, highest = _range(shard, data.label_column)
         return ShardFacts(
             uri=uri,
             rows=shard.rows,
             encoding=encoding,
             image_shape=shape,
             class_names=_label_names(shard, pointer),
-            lowest=(int(values[low]), low),
-            highest=(int(values[high]), high),
+            lowest=lowest,
+            highest=highest,
         )
+
+
+def _range(shard: Shard, column: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The lowest and the highest label of a shard, each with the first row that has it."""
+    lowest: list[tuple[int, int]] = []
+    highest: list[tuple[int, int]] = []
+    first = 0
+    for values in shard.labels(column, _LABELS_AT_ONCE):
+        low, high = int(values.argmin()), int(values.argmax())
+        lowest.append((int(values[low]), first + low))
+        highest.append((int(values[high]), first + high))
+        first += len(values)
+    return min(lowest), max(highest, key=lambda found: (found[0], -found[1]))
 
 
 def _leave_alone(data: DataSpec) -> None:
@@ -162,7 +175,7 @@ def _shape_of_first_image(shard: Shard, encoding: Encoding, column: str) -> Shap
     except ImportError as error:
         raise DataInvalid(f"{where}: no image_shape is stated, and Pillow is not installed", IMAGE_COLUMN) from error
     try:
-        with Image.open(io.BytesIO(shard.first_image(column) or b"")) as image:
+        with Image.open(io.BytesIO(shard.first_image(column) or b""), formats=("JPEG", "PNG")) as image:
             return image.height, image.width, 1 if image.mode in ("1", "L", "I;16") else 3
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataInvalid(f"{where}: no image_shape is stated, and the image is unreadable", IMAGE_COLUMN) from error
