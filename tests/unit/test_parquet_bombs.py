@@ -73,15 +73,15 @@ def test_a_value_that_is_too_long_by_itself_is_refused(tmp_path: Path, monkeypat
     assert "longer than 1,000 bytes" in refused(path, tmp_path / "cache", "text")
 
 
-def test_images_in_a_struct_are_held_to_the_same(tmp_path: Path) -> None:
-    values = pa.array([{"bytes": bytes(1 << 20), "path": "a"}] * 1500)
-    table = pa.table({"image": values, "label": pa.array([0, 1] * 750)})
-    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", dictionary_pagesize_limit=1 << 28)
-    with (
-        open_shard(str(tmp_path / "a.parquet"), pointer="/data/uri") as shard,
-        pytest.raises(DataInvalid, match="stand"),
-    ):
-        for _ in shard.batches("image", "label", ROWS):
+def test_images_in_a_struct_are_held_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MOST_BATCH_BYTES", 100_000)
+    monkeypatch.setattr(parquet, "MOST_GROWTH", 10)
+    values = pa.array([{"bytes": bytes(10_000), "path": "a"}] * 100)
+    table = pa.table({"image": values, "label": pa.array([0, 1] * 50)})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    shard = open_shard(str(tmp_path / "a.parquet"), pointer="/data/uri")
+    with shard as opened, pytest.raises(DataInvalid, match="stand"):
+        for _ in opened.batches("image", "label", ROWS):
             pass
 
 
