@@ -2,7 +2,7 @@
 
 import { h, say } from "/assets/dom.js";
 import { begin } from "/assets/freshness.js";
-import { key, onRefused } from "/assets/session.js";
+import { key, onRefused, read } from "/assets/session.js";
 
 const main = document.getElementById("main");
 const logout = document.getElementById("logout");
@@ -18,6 +18,7 @@ const VIEWS = {
 
 let current = new AbortController();
 let shown = null; // the address of the view that is shown
+let known; // the key whose scopes the page was told last
 
 async function route({ focus = true } = {}) {
   current.abort();
@@ -40,6 +41,7 @@ async function route({ focus = true } = {}) {
     main.replaceChildren(node);
     scrollTo(0, 0);
     await view.open({ node, path: parts.slice(1), query: new URLSearchParams(search), signal: mine.signal, title });
+    learn(mine.signal);
   } catch (error) {
     if (mine.signal.aborted || error.status === 401) return;
     node.append(h("p", { class: "notice", role: "alert" }, error.message),
@@ -47,6 +49,16 @@ async function route({ focus = true } = {}) {
     main.replaceChildren(node);
   }
   if (focus && !mine.signal.aborted) main.focus({ preventScroll: true });
+}
+
+/** Whoever may only look is shown nothing that the server would refuse. */
+async function learn(signal) {
+  const held = key.get();
+  if (held === known) return;
+  const me = await read("/v1/me", { signal }).catch(() => null);
+  if (!me || held !== key.get()) return;
+  known = held;
+  document.body.classList.toggle("looks-only", !me.scopes.includes("submit"));
 }
 
 function title(text) {

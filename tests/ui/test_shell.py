@@ -8,6 +8,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from dbserve.client import Client
+from dbserve.contracts.key import Scope
 from tests.acceptance.conftest import Service
 from tests.acceptance.jobs import digits_job
 from tests.ui.browser import Browser
@@ -74,6 +75,18 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_refused(stranger: Browser) -> Non
     stranger.button("Log out").click()
     stranger.find("input[type=password]")
     assert stranger.script("return sessionStorage.length") == 0
+
+
+def test_whoever_may_only_look_is_shown_no_way_to_submit(stranger: Browser, client: Client) -> None:
+    reader = client.keys.create("a reader", [Scope.READ])
+    stranger.open()
+    stranger.find("input[type=password]").send_keys(reader.key, Keys.ENTER)
+    stranger.find("h1", "Jobs")
+    stranger.until(lambda: "New job" not in stranger.text, "no way to a new job")
+    stranger.button("Log out").click()
+    stranger.find("input[type=password]").send_keys(KEY, Keys.ENTER)
+    stranger.find("nav a", "New job")
+    client.keys.revoke(reader.id)
 
 
 def test_a_key_that_is_refused_later_leads_to_the_login_and_back(browser: Browser, views: dict[str, str]) -> None:
