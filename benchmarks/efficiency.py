@@ -89,14 +89,14 @@ def measure(repeats: int, seconds: float) -> list[SpeedUps]:
         for _ in range(repeats):
             alone = {
                 THROUGH: through_the_service(client, 1, seconds),
-                LOOP: _at_once("loop", 1, seconds, directory),
-                COMPUTE: _at_once("compute", 1, seconds, directory),
+                LOOP: at_once("loop", 1, seconds, directory),
+                COMPUTE: at_once("compute", 1, seconds, directory),
             }
             together = {
                 (THROUGH, BLOCKS): through_the_service(client, BLOCKS, seconds),
-                (LOOP, BLOCKS): _at_once("loop", BLOCKS, seconds, directory),
-                (COMPUTE, BLOCKS): _at_once("compute", BLOCKS, seconds, directory),
-                (COMPUTE, 2): _at_once("compute", 2, seconds, directory),
+                (LOOP, BLOCKS): at_once("loop", BLOCKS, seconds, directory),
+                (COMPUTE, BLOCKS): at_once("compute", BLOCKS, seconds, directory),
+                (COMPUTE, 2): at_once("compute", 2, seconds, directory),
             }
             for (what, count), rate in together.items():
                 found.setdefault((what, count), []).append(rate / alone[what])
@@ -139,7 +139,7 @@ def _rate(before: BlockView, after: BlockView) -> float:
     return (after.samples_total - before.samples_total) / (after.last_step_at - before.last_step_at).total_seconds()
 
 
-def _at_once(what: str, count: int, seconds: float, directory: Path) -> float:
+def at_once(what: str, count: int, seconds: float, directory: Path) -> float:
     """What so many processes do a second, all of them in the same seconds."""
     command = [sys.executable, "-m", "benchmarks.efficiency", f"--{what}"]
     with contextlib.ExitStack() as stack:
