@@ -1,6 +1,7 @@
 """THE state machine: how a task moves, and what the tasks together say of their job. Pure."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from dbserve.contracts.job import JobSpec, ResourcesSpec, RetrySpec
@@ -67,18 +68,24 @@ def new_tasks(job_id: str, plan: JobPlan, spec: JobSpec, *, now: float) -> tuple
 def _held(task: TaskPlan, asked: ResourcesSpec) -> dict[str, Any]:
     """What each replica holds, and how many there are: of what is trained, those that the job asks for.
 
-    The workers of data_parallel, each with a batch of its own, are one replica on one node; assembly only copies files.
+    The workers of data_parallel, each with a batch and a GPU of its own, are one replica on one node; assembly only
+    copies files.
     """
     if task.kind is TaskKind.ASSEMBLY:
         return {"cpus": min(1.0, asked.cpus_per_block)}
     held: dict[str, Any] = {
         "cpus": task.workers * asked.cpus_per_block,
-        "gpus": task.workers * asked.gpus_per_block,
+        "gpus": gpus_of(task, asked),
         "gpu_type": asked.gpu_type,
     }
     if task.kind in TRAINED and task.workers == 1:
         held |= {"replicas": asked.replicas, "min_replicas": asked.fewest}
     return held
+
+
+def gpus_of(task: TaskPlan, asked: ResourcesSpec) -> float:
+    """What each replica holds; several workers of one replica share no GPU."""
+    return asked.gpus_per_block if task.workers == 1 else float(task.workers * ceil(asked.gpus_per_block))
 
 
 def advance(task: Task, event: TaskEvent) -> Task:

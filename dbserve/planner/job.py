@@ -12,6 +12,7 @@ from dbserve.contracts.job import JobSpec, TrainingSpec
 from dbserve.contracts.plan import BlockPlan, Contract, DataFacts, JobPlan, TaskKind
 from dbserve.errors import ConfigInvalid, DataInvalid
 from dbserve.formula import Value
+from dbserve.lifecycle import gpus_of
 from dbserve.planner.budget import cut_by_bytes
 from dbserve.planner.cautions import cautions
 from dbserve.planner.cut import Cut, check_subset, cut_layers, largest, way_to_cut
@@ -55,7 +56,10 @@ def plan_job(spec: JobSpec, card: ArchitectureCard, facts: DataFacts) -> JobPlan
         shallow=shallow,
         memory_ratio=max(block.memory.total for block in blocks) / end_to_end.memory.total,
         tasks=tasks,
-        gpus=max(together * spec.resources.replicas, *(task.workers for task in tasks)) * spec.resources.gpus_per_block,
+        gpus=max(
+            together * spec.resources.replicas * spec.resources.gpus_per_block,
+            *(gpus_of(task, spec.resources) for task in tasks),
+        ),
     )
     return plan.model_copy(update={"warnings": tuple(cautions(spec, sizes, plan))})
 

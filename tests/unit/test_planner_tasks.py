@@ -44,7 +44,7 @@ def test_the_job_holds_what_its_blocks_hold_together_or_its_widest_task() -> Non
     assert everything.gpus == 1.5
     one_block: dict[str, Any] = {"blocks": {"count": 3, "train": [1]}, "resources": {"gpus_per_block": 0.5}}
     assert planned(**one_block, evaluation={"baselines": ["end_to_end"]}).gpus == 0.5
-    assert planned(**one_block, evaluation={"baselines": ["data_parallel"]}).gpus == 1.5
+    assert planned(**one_block, evaluation={"baselines": ["data_parallel"]}).gpus == 3.0, "one for each of its workers"
 
 
 def test_nothing_waits_for_a_baseline_but_the_evaluation_which_can_do_without() -> None:

@@ -36,7 +36,7 @@ def test_a_task_of_several_workers_holds_what_all_of_them_need_and_assembly_need
     )
     held = {task.run.task: resources_of(task) for task in new_tasks("j1", small_plan(spec), spec, now=0.0)}
     assert held["block-0"] == Resources(2.0, 0.5)
-    assert held["data_parallel"] == Resources(4.0, 1.0)
+    assert held["data_parallel"] == Resources(4.0, 2.0), "its workers share no GPU"
     assert held["assembly"] == Resources(1.0, 0.0)
 
 
