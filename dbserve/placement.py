@@ -93,7 +93,7 @@ class _Page:
     @property
     def open(self) -> bool:
         """Something may still be put there."""
-        return self.cpus > _EPS and not self.node.draining
+        return self.cpus > _EPS and not self.node.draining and not self.node.silent
 
 
 class Books:
@@ -174,7 +174,7 @@ class Books:
     def _of_kind(self, ask: Ask) -> list[_Page]:
         kind = (ask.gpu_type, ask.labels)
         if kind not in self._kinds:
-            self._kinds[kind] = [page for page in self._pages.values() if ask.admits(page.node)]
+            self._kinds[kind] = [page for page in self._open if ask.admits(page.node)]
         return self._kinds[kind]
 
     def _fullest(self, ask: Ask) -> _Page | None:

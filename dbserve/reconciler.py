@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from dbserve.errors import ClusterUnavailable, DbserveError, IllegalTransition, 
 from dbserve.failpoints import failpoint
 from dbserve.garbage import collect_less_often
 from dbserve.logs import adopt, concerning, configure
+from dbserve.placement import nodes_of
 from dbserve.scheduling import Action, Bury, Grow, Launch, Limits, Note, Scene, Stop, decide
 from dbserve.settings import Settings
 from dbserve.sight import Sight
@@ -35,6 +37,7 @@ ACTING_SECONDS = 0.5  # of one tick: looking again is what shows who has fallen 
 TIDY_SECONDS = 2.0
 TELL_SECONDS = 5.0  # between two notes of how long ticks took
 SHOW_SECONDS = 2.0  # between two notes of what the cluster has
+DOUBT_SECONDS = 60.0  # in which nothing begins on a node that did not answer for one of its workers
 LEASE_SECONDS = 5.0  # a reconciler that was killed keeps the next one waiting for so long
 SILENCE_MARGIN_SECONDS = 3.0  # beyond a worker's lease: by then it has stopped at a step boundary of its own accord
 CLUSTER_PATIENCE_SECONDS = 10.0  # without an answer from the cluster; then a new process connects anew
@@ -84,6 +87,7 @@ class Reconciler:
         self._ticks: list[float] = []  # seconds that those since _told_at took
         self._told_at = float("-inf")  # monotonic seconds
         self._shown_at = float("-inf")  # the same
+        self._silent_nodes: dict[str, float] = {}  # by the monotonic seconds when they did not answer
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Ticks until `stopping`. Errors it can explain are logged and met again at the next tick.
@@ -141,7 +145,7 @@ class Reconciler:
         alive = await asyncio.to_thread(self._cluster.alive)
         capacity = await asyncio.to_thread(self._cluster.capacity)
         jobs = await self._store.active_outlines()
-        await self._show(capacity)
+        await self._show(capacity := self._doubted(capacity))
         self._asked &= {task.run for job in jobs for task in job.tasks.values() if task.state in HELD}
         scene = Scene(
             jobs=jobs,
@@ -170,6 +174,15 @@ class Reconciler:
             if time.monotonic() >= until:
                 self._tried = tried
                 return
+
+    def _doubted(self, capacity: Capacity) -> Capacity:
+        """Nodes that did not answer lately are marked: the cluster may take a while to find that they are gone."""
+        now = time.monotonic()
+        self._silent_nodes = {node: at for node, at in self._silent_nodes.items() if now - at < DOUBT_SECONDS}
+        if not self._silent_nodes:
+            return capacity
+        nodes = tuple(replace(node, silent=node.id in self._silent_nodes) for node in capacity.nodes)
+        return replace(capacity, nodes=nodes)
 
     async def _show(self, capacity: Capacity) -> None:
         """The cluster as it is, now and then: the API knows no more of it than this."""
@@ -251,6 +264,8 @@ class Reconciler:
             return  # met again at the next tick
         if presence is Presence.UNKNOWN and not self._silent(task):
             return  # its node cannot be asked; by the end of its lease it has fenced itself
+        if presence is Presence.UNKNOWN:
+            self._silent_nodes |= dict.fromkeys(nodes_of(task)[:1], time.monotonic())
         with Trace(self._tracer, task.trace).span("give up", of_run(task.run)) as span:
             if isinstance(event, Crashed):
                 span.fail(event.reason, event.message)

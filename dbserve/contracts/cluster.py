@@ -37,6 +37,7 @@ class Node:
     gpu_type: str | None = None  # of its GPUs; None: it has none, or nobody said which
     draining: bool = False  # it is about to go: nothing is to begin there, and what runs there is to be moved
     leaves_in: float | None = None  # seconds until it goes, where that was said
+    silent: bool = False  # it was asked for a worker of its own, and did not answer: nothing is to begin there for now
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,22 @@ async def test_who_cannot_be_asked_for_is_given_up_only_after_its_lease(store: J
     assert (await store.task(job_id, "block-0")).run == run.next()
 
 
+async def test_nothing_is_begun_on_a_node_that_did_not_answer_for_its_worker(store: JobStore, tmp_path: Path) -> None:
+    """The cluster may take longer than a lease to find that it is gone."""
+    job_id = await submitted(store)
+    run = Run(job_id=job_id, task="block-0", attempt=1)
+    await store.apply(Launched(run=run, cluster="c", nodes=("node",)))
+    await store.apply(Started(run=run, node="host", node_id="node", pid=7))
+    await store.record_progress(Progress(run=run, step=1, total=20, heartbeat_at=1.0))
+    cluster = RememberingCluster(await start(store, job_id, "block-1"))
+    cluster.presences[run] = Presence.UNKNOWN
+    reconciler = reconciler_of(store, cluster, tmp_path, silence_seconds=-1.0)
+    for _ in range(3):
+        await reconciler.tick()
+    assert (await store.task(job_id, "block-0")).run == run.next(), "given up"
+    assert cluster.launched == [], "and not begun again where nobody answers"
+
+
 async def test_what_the_cluster_knows_of_a_death_is_the_reason(store: JobStore, tmp_path: Path) -> None:
     job_id = await submitted(store)
     run = await start(store, job_id, "block-0")

@@ -108,6 +108,12 @@ def test_nothing_is_put_on_a_node_that_is_about_to_go() -> None:
     assert books.full
 
 
+def test_nothing_is_put_on_a_node_that_does_not_answer_and_nothing_is_hopeless_for_it() -> None:
+    silent = a_node("a", silent=True)
+    assert placed(Books(Capacity((silent, a_node("b", cpus=1.0)))), an_ask(), 2) == [("b",), ()]
+    assert shortfall(an_ask(4.0), [silent]) is None, "it may answer again"
+
+
 def test_room_that_is_kept_is_not_given_to_who_comes_later() -> None:
     books = Books(Capacity((a_node("a", cpus=3.0), a_node("b", cpus=2.0))))
     assert placed(books, an_ask(4.0), 1) == [()]
