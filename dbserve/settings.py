@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from dbserve.contracts.access import RedisAccess
 from dbserve.errors import StartupRefused
 
 PREFIX = "DBSERVE_"
+_RAY_TOKEN = Path("~/.ray/auth_token").expanduser()  # where Ray looks by itself
 SHORTEST_KEY = 16  # characters
+_GIVEN_OUT = re.compile(r"dbs_[0-9a-f]{12}_")
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
 
@@ -122,7 +125,7 @@ class Settings(BaseSettings):
     @property
     def keys_always_asked_for(self) -> bool:
         """Whether a request needs a key though none was ever made."""
-        return self.api_key is not None or not _is_loopback(self.host)
+        return self.api_key is not None or not is_loopback(self.host)
 
     @property
     def data_rules(self) -> Allowed:
@@ -160,6 +163,8 @@ class Settings(BaseSettings):
     def _each_long_enough(cls, given: SecretStr | None) -> SecretStr | None:
         if given is not None and any(len(key.strip()) < SHORTEST_KEY for key in given.get_secret_value().split(",")):
             raise ValueError(f"each key must have at least {SHORTEST_KEY} characters")
+        if given is not None and any(_GIVEN_OUT.match(key.strip()) for key in given.get_secret_value().split(",")):
+            raise ValueError("dbs_... keys are made by a server for its clients, with scopes; here they would have all")
         return given
 
     def environment(self) -> dict[str, str]:
@@ -174,11 +179,31 @@ class Settings(BaseSettings):
 
 def refuse_open_door(settings: Settings) -> None:
     """Raises StartupRefused when others than this machine could reach an API that asks for no key."""
-    if settings.api_key is None and not _is_loopback(settings.host):
+    if settings.api_key is None and not is_loopback(settings.host):
         raise StartupRefused(f"{settings.host} can be reached from outside: set {PREFIX}API_KEY, or bind to 127.0.0.1")
 
 
-def _is_loopback(host: str) -> bool:
+def refuse_open_cluster(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Raises StartupRefused when a cluster on other machines is to be joined without a token.
+
+    Whoever reaches a Ray cluster that asks for none runs whatever they like on it. Of `auto` the address is known only
+    when it is joined.
+    """
+    host = settings.ray_address.partition("://")[2] or settings.ray_address
+    host = host.rpartition(":")[0].strip("[]")
+    if not host or is_loopback(host):
+        return
+    mode = environment.get("RAY_AUTH_MODE", "")
+    given = settings.ray_auth_token_path is not None or mode == "token"
+    found = any(environment.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or _RAY_TOKEN.exists()
+    if not given and not (found and not mode):
+        raise StartupRefused(
+            f"the Ray cluster at {settings.ray_address} can be reached from outside: start it with RAY_AUTH_MODE=token "
+            f"and set {PREFIX}RAY_AUTH_TOKEN_PATH to its token's file"
+        )
+
+
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
