@@ -121,18 +121,19 @@ def _scaling() -> list[Builder[Panel]]:
 def _bytes() -> list[Builder[Panel]]:
     return [
         lines(
-            "Gradients sent by blocks",
-            "Measured bytes a second that blocks send to other workers while they train. Blocks never talk to each "
-            "other: anything but 0 breaks the promise (alert DbserveBlockSendsGradients).",
+            "Gradients sent beyond a block",
+            "Measured bytes a second that a block sends to others than its own replicas while it trains. Blocks never "
+            "talk to each other: anything but 0 breaks the promise (alert DbserveBlockSendsGradients).",
             BYTES_PER_SECOND,
-            Query(rate("dbserve_block_gradient_sent_bytes_total", BLOCKS), BLOCK_LEGEND),
+            Query(rate("dbserve_block_gradient_sent_bytes_total", 'to="others"'), BLOCK_LEGEND),
             limits=[(0.001, RED)],
         ),
         lines(
-            "Gradients sent by baselines",
-            "The same of the baselines: data_parallel sends its gradients at every step, the others send nothing.",
+            "Gradients among replicas",
+            "The same among the workers of one task, as the leading one sends them: the replicas of a block, and the "
+            "workers of data_parallel, at every step. A task of one worker sends nothing.",
             BYTES_PER_SECOND,
-            Query(rate("dbserve_block_gradient_sent_bytes_total", 'block!~"[0-9]+"'), BLOCK_LEGEND),
+            Query(rate("dbserve_block_gradient_sent_bytes_total", 'to="replicas"'), BLOCK_LEGEND),
         ),
         lines(
             "Shards read",

@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -45,7 +44,7 @@ from workers.lease import Lease
 from workers.logs import LogBuffer, speaking
 from workers.presence import birth
 from workers.pulse import Interrupted, Pulse, patiently
-from workers.replicas import ReplicaCrew, gpus_held
+from workers.replicas import ReplicaCrew, cache_of_node, gpus_held
 from workers.termination import Termination
 from workers.watchdog import end_when_wedged, end_with_parent
 
@@ -373,15 +372,6 @@ class BlockActor:
 
 async def _work(run: Run, config: WorkerConfig, cpus: float, gpus: float, termination: Termination) -> None:
     await BlockWorker(run, config, cpus, gpus, termination=termination).work()
-
-
-def cache_of_node(environment: Mapping[str, str], told: Path) -> Path:
-    """Where a node's workers keep decoded shards: where its own environment says, whose disks it knows.
-
-    A relative path is another one in every process, and is passed over.
-    """
-    own = Path(environment.get("DBSERVE_CACHE_DIR", ""))
-    return own if own.is_absolute() else told
 
 
 def _final(task: Task) -> CheckpointRef:

@@ -7,9 +7,10 @@ Ray ends an actor whose owner is gone, wherever they are; the line between them 
 # pyright: basic
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,10 @@ class ReplicaActor:
     """
 
     def __init__(self, call: str, cache_dir: Path, data_allow: str | None, gpus: float) -> None:
-        self._call, self._cache_dir, self._gpus = call, cache_dir, gpus
+        self._call, self._gpus = call, gpus
+        self._cache_dir = cache_of_node(os.environ, cache_dir)
         if data_allow is not None:
-            limit_reach(parse_allowed(data_allow), own=cache_dir)
+            limit_reach(parse_allowed(data_allow), own=self._cache_dir)
         self._came = False
         self._tell: Callable[[], None] | None = None
         signal.signal(signal.SIGTERM, self._remember)
@@ -168,3 +170,12 @@ class _Actor:
 def gpus_held(gpus: float) -> str | None:
     """The UUIDs of the GPUs that this actor was given, with commas, as far as they can be found out."""
     return ",".join(gpu_uuids([str(gpu) for gpu in ray.get_gpu_ids()])) or None if gpus > 0 else None
+
+
+def cache_of_node(environment: Mapping[str, str], told: Path) -> Path:
+    """Where a node's workers keep decoded shards: where its own environment says, whose disks it knows.
+
+    A relative path is another one in every process, and is passed over.
+    """
+    own = Path(environment.get("DBSERVE_CACHE_DIR", ""))
+    return own if own.is_absolute() else told

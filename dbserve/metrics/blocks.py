@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from dbserve.contracts.plan import TRAINED, TaskKind, TaskPlan
 from dbserve.contracts.snapshot import JobSnapshot
-from dbserve.contracts.status import MemoryBytes, TaskState
+from dbserve.contracts.status import HELD, STOPPING, MemoryBytes, Task, TaskState
 from dbserve.contracts.work import STEP_BOUNDS
 from dbserve.metrics.durations import add_durations
 from dbserve.progress import peak_bytes, step_of, work_of
@@ -50,14 +50,33 @@ def _described(trained: Trained) -> Iterator[Metric]:
     )
     status = GaugeMetricFamily("dbserve_block_status", "1 for the status it is in.", labels=(*BLOCK, "status"))
     restarts = CounterMetricFamily("dbserve_block_restarts", "Attempts that were lost.", labels=(*BLOCK, "reason"))
+    replicas = GaugeMetricFamily(
+        "dbserve_block_replicas",
+        "Replicas of a task that is to have several: wanted, and granted.",
+        labels=(*BLOCK, "kind"),
+    )
     for job, plan in trained:
         key, task = _key(job, plan), job.tasks[plan.name]
-        info.add_metric((*key, task.node or "", task.gpu or "", str(task.run.attempt), *_ranges(job, plan)), 1)
+        for node, gpu in sorted(set(_places(job, task))):
+            info.add_metric((*key, node, gpu, str(task.run.attempt), *_ranges(job, plan)), 1)
+        if task.replicas > 1:
+            replicas.add_metric((*key, "wanted"), task.replicas)
+        if task.replicas > 1 and task.state in HELD | STOPPING:
+            replicas.add_metric((*key, "granted"), max(1, len(task.nodes)))
         for state in TaskState:
             status.add_metric((*key, state.value), float(task.state is state))
         for reason, count in task.restarts.items():
             restarts.add_metric((*key, reason.value), count)
-    yield from (info, status, restarts)
+    yield from (info, status, restarts, replicas)
+
+
+def _places(job: JobSnapshot, task: Task) -> Iterator[tuple[str, str]]:
+    """(node, GPU) of every GPU of every replica, so that each joins with its own; without GPUs, of every node."""
+    progress = job.progress.get(task.run.task)
+    others = () if progress is None or progress.run != task.run else progress.replicas
+    for node, gpus in ((task.node, task.gpu), *((replica.node, replica.gpu) for replica in others)):
+        for gpu in (gpus or "").split(","):
+            yield node or "", gpu
 
 
 def _ranges(job: JobSnapshot, task: TaskPlan) -> tuple[str, str, str]:
@@ -79,8 +98,12 @@ def _worked(trained: Trained) -> Iterator[Metric]:
         ("samples", "samples", "Samples trained on."),
         ("data_wait_seconds", "data_wait_seconds", "Time that training waited for data."),
         ("read_bytes", "shard_read_bytes", "Bytes taken out of the decoded shards."),
-        ("sent_bytes", "gradient_sent_bytes", "Bytes of tensors handed to collectives or sent to others."),
         ("nonfinite_steps", "nonfinite_steps", "Steps whose loss was not finite."),
+    )
+    sent = CounterMetricFamily(
+        "dbserve_block_gradient_sent_bytes",
+        "Bytes of tensors handed to collectives or sent, to its own replicas or to others.",
+        labels=(*BLOCK, "to"),
     )
     tokens = CounterMetricFamily("dbserve_block_tokens", "Tokens trained on, where the data are text.", labels=BLOCK)
     lasted = HistogramMetricFamily(
@@ -92,10 +115,13 @@ def _worked(trained: Trained) -> Iterator[Metric]:
         key, work = _key(job, task), work_of(job, task.name)
         for field, family in counters.items():
             family.add_metric(key, getattr(work, field))
+        if task.workers > 1 or job.tasks[task.name].replicas > 1:
+            sent.add_metric((*key, "replicas"), work.sent_bytes)
+        sent.add_metric((*key, "others"), work.stray_bytes)
         if job.plan.data.sequence_length is not None:
             tokens.add_metric(key, work.tokens)
         add_durations(lasted, key, work.step_seconds, STEP_BOUNDS)
-    yield from (*counters.values(), tokens, lasted)
+    yield from (*counters.values(), sent, tokens, lasted)
 
 
 def _aimed(trained: Trained) -> Iterator[Metric]:

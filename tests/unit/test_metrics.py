@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from dbserve.contracts.snapshot import JobOutline, JobSnapshot
-from dbserve.contracts.status import MemoryBytes, Reason, TaskState
+from dbserve.contracts.status import MemoryBytes, Reason, Replica, TaskState
 from dbserve.contracts.work import SAVE_BOUNDS, STEP_BOUNDS, BandLoss, CheckpointStage, Durations, Work
 from dbserve.metrics import HttpMetrics, Scrape, render
 from dbserve.store.counters import Totals
@@ -67,7 +67,7 @@ def test_a_running_block_is_told_in_full() -> None:
     assert value(text, "dbserve_block_target_steps", **block) == 20
     assert value(text, "dbserve_block_samples_total", **block) == 448
     assert value(text, "dbserve_block_shard_read_bytes_total", **block) == 7000
-    assert value(text, "dbserve_block_gradient_sent_bytes_total", **block) == 0
+    assert value(text, "dbserve_block_gradient_sent_bytes_total", **block, to="others") == 0
     assert value(text, "dbserve_block_nonfinite_steps_total", **block) == 1
     assert value(text, "dbserve_block_eval_loss", **block, sigma_band="0.002-0.05") == 0.5
     assert value(text, "dbserve_block_device_memory_bytes", **block) == 8000
@@ -99,10 +99,24 @@ def test_what_changes_sits_in_the_info_series_alone() -> None:
     (info,) = [s for s in found["dbserve_block_info"].samples if s.labels["block"] == "0"]
     assert info.labels["node"] == "n1"
     assert info.labels["layers"] == "0-1"
-    allowed = {"job_id", "block", "status", "reason", "kind", "sigma_band", "le"}
+    allowed = {"job_id", "block", "status", "reason", "kind", "sigma_band", "le", "to"}
     for name, family in found.items():
         if name.startswith("dbserve_block_") and name != "dbserve_block_info":
             assert {label for sample in family.samples for label in sample.labels} <= allowed, name
+
+
+def test_a_block_of_several_replicas_shows_each_gpu_and_what_they_exchange() -> None:
+    run = running(10, replicas=(Replica(node="n2", gpu="GPU-c"),), work=Work(sent_bytes=500, stray_bytes=3))
+    held = {"gpu": "GPU-a,GPU-b", "replicas": 3, "nodes": ("id-1", "id-2")}
+    text = exposed([snapshot(block__0={**run, **held})])
+    info = [sample.labels for sample in families(text)["dbserve_block_info"].samples if sample.labels["block"] == "0"]
+    places = [(labels["node"], labels["gpu_uuid"]) for labels in info]
+    assert places == [("n1", "GPU-a"), ("n1", "GPU-b"), ("n2", "GPU-c")]
+    block = {"job_id": "j1", "block": "0"}
+    assert value(text, "dbserve_block_gradient_sent_bytes_total", **block, to="replicas") == 500
+    assert value(text, "dbserve_block_gradient_sent_bytes_total", **block, to="others") == 3
+    assert value(text, "dbserve_block_replicas", **block, kind="wanted") == 3
+    assert value(text, "dbserve_block_replicas", **block, kind="granted") == 2
 
 
 def test_the_baseline_can_be_plotted_beside_the_blocks_and_the_ratio_is_measured() -> None:

@@ -1,0 +1,109 @@
+"""A block trained by two replicas on two real Ray nodes, one of which is killed, and then its node."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dbserve.contracts.job import JobSpec
+from dbserve.contracts.views import BlockView, EventView, JobView
+from dbserve.datasets import inspect
+from dbserve.planner import load_card, plan_job
+from tests.acceptance.conftest import wait_for
+from tests.acceptance.jobs import digits_job
+from tests.cluster.machines import Floor, floor_of
+from workers.data import open_dataset
+from workers.trainer import train_block
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+STEPS, EVERY = 600, 50
+
+
+@pytest.fixture(scope="module")
+def floor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Floor]:
+    with floor_of(tmp_path_factory.mktemp("replicas")) as opened:
+        yield opened
+
+
+def replicas() -> list[psutil.Process]:
+    """Processes of replicas other than the leading ones, wherever they run on this host."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if words[0].startswith("ray::ReplicaActor"):
+            found.append(process)
+    return found
+
+
+def undisturbed(spec: JobSpec, cache: Path) -> dict[str, torch.Tensor]:
+    """What one worker makes of the same job's block."""
+    facts = inspect(spec.data, modality="images", cache_dir=cache)
+    plan = plan_job(spec, load_card("vit"), facts)
+    for report in train_block(spec, plan, plan.task("block-0"), open_dataset(facts, spec.data, cache_dir=cache)):
+        if report.step == report.total:
+            return report.capture().weights
+    raise AssertionError("it has no last step")
+
+
+def events_of(floor: Floor, job: JobView, kind: str) -> list[EventView]:
+    return [event for event in floor.client.events(job.id) if event.kind == kind]
+
+
+def block_of(floor: Floor, job: JobView) -> BlockView:
+    [block] = floor.blocks(job)
+    return block
+
+
+def test_replicas_on_two_nodes_survive_the_loss_of_one_and_of_its_node_and_learn_what_one_worker_does(
+    floor: Floor, tmp_path: Path
+) -> None:
+    machines, client = floor.machines, floor.client
+    machines.add("a", cpus=1)
+    machines.add("b", cpus=1)
+    spec = digits_job(
+        name="two",
+        blocks={"count": 2, "train": [0]},
+        training={"steps": STEPS, "batch_size": 64, "lr": 3e-3},
+        checkpoint={"every_steps": EVERY, "keep_last": 1},
+        resources={"replicas": 2, "min_replicas": 1, "placement": "spread"},
+    )
+    job = client.submit(spec)
+
+    def saved(after: int) -> bool:
+        checkpoint = block_of(floor, job).last_checkpoint
+        return checkpoint is not None and checkpoint.step > after
+
+    wait_for(lambda: saved(0), seconds=240, what="a first checkpoint")
+    [first] = events_of(floor, job, "launched")
+    assert len(set(first.data["nodes"])) == 2, "a node each"
+    [other] = replicas()
+    os.kill(other.pid, signal.SIGKILL)
+    wait_for(lambda: len(events_of(floor, job, "restored")) == 1, seconds=120, what="the next attempt goes on")
+    [crashed] = events_of(floor, job, "crashed")
+    assert crashed.data["reason"] == "worker_lost"
+    assert "block-0: worker 1 of 2 died" in crashed.data["message"]
+    stood = events_of(floor, job, "restored")[0].data["step"]
+    assert stood >= EVERY
+
+    wait_for(lambda: saved(stood), seconds=240, what="a checkpoint of the second attempt")
+    launched = events_of(floor, job, "launched")[-1]
+    assert len(launched.data["nodes"]) == 2, "there was room for both"
+    leading = launched.data["nodes"][0]
+    machines.kill("b" if machines.id("a") == leading else "a")
+    wait_for(lambda: client.job(job.id).status == "succeeded", seconds=240, what="one replica finishes the job")
+    assert len(events_of(floor, job, "launched")[-1].data["nodes"]) == 1
+    assert {event.data["reason"] for event in events_of(floor, job, "crashed")} <= {"worker_lost", "preempted"}
+    assert not replicas(), "none is left behind"
+
+    path = floor.service.data_dir / "artifacts" / events_of(floor, job, "checkpointed")[-1].data["checkpoint"]["path"]
+    expected = undisturbed(spec, tmp_path)
+    found = load_file(path / "weights.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
