@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes image image-check screenshots test-unit lint bench bench-api bench-bigger bench-recovery bench-watching bench-scale bench-efficiency soak cards dashboards chart schema clean
+.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes image image-check screenshots audit test-unit lint bench bench-api bench-bigger bench-recovery bench-watching bench-scale bench-efficiency soak cards dashboards chart schema clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,10 @@ image:
 IMAGE_TESTS ?= tests/images
 image-check: setup
 	$(BIN)/python -m pytest $(IMAGE_TESTS)
+
+# Known weaknesses of what constraints.txt pins; says so where the advisories cannot be reached.
+audit: setup
+	$(BIN)/python -m tests.audit
 
 lint: setup
 	$(BIN)/ruff format --check .
