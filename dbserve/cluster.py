@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+import grpc
 import ray
 import ray.exceptions
 from ray._private import state as books
@@ -18,9 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dbserve.contracts.cluster import Capacity, Demand, Growth, Node, Presence, Resources
 from dbserve.contracts.status import Reason, Run, Task
-from dbserve.errors import ClusterUnavailable
+from dbserve.errors import ClusterUnavailable, StartupRefused
 from dbserve.growing import Asking
-from dbserve.settings import Settings
+from dbserve.settings import Settings, is_loopback
 from workers.actor import BlockActor, WorkerConfig
 from workers.presence import end, look
 
@@ -28,6 +29,8 @@ GPU_TYPE_LABEL = "ray.io/accelerator-type"
 GPU_TYPE = "accelerator_type:"  # begins the name of a resource that every node with such a GPU has
 ASK_AGAIN_SECONDS = 30.0  # Ray's books may have been lost with its head
 VERDICT_SECONDS = 6.0  # between two looks at what the autoscaler makes of it; it works every five
+_WHO_IS_THERE = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
+STRANGER_SECONDS = 10.0  # for Ray to turn a stranger away
 LOOK_SECONDS = 2.0  # for another node to say what it sees; later it is asked again
 REMEMBERED_WORKERS = 4096  # whose death may still be explained
 
@@ -73,6 +76,27 @@ class RayCluster:
             data_allow=str(settings.data_rules),
         )
         return cls(identity, config, autoscaling=settings.autoscaling)
+
+    def refuse_open_doors(self) -> None:
+        """Raises StartupRefused where a cluster that can be reached from outside answers whoever asks.
+
+        It is asked as a stranger would: a token of ours says nothing of whether others need one.
+        """
+        address = ray.get_runtime_context().gcs_address
+        if is_loopback(address.rpartition(":")[0].strip("[]")):
+            return
+        with grpc.insecure_channel(address) as stranger:
+            try:
+                stranger.unary_unary(_WHO_IS_THERE)(b"", timeout=STRANGER_SECONDS)
+            except grpc.RpcError as refused:
+                if refused.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    return
+                raise ClusterUnavailable(f"Ray at {address} does not say whether it asks for a token") from refused
+        self.disconnect()
+        raise StartupRefused(
+            f"the Ray cluster at {address} can be reached from outside and answers without a token: start all its "
+            "nodes with RAY_AUTH_MODE=token and the same token, whose file DBSERVE_RAY_AUTH_TOKEN_PATH names"
+        )
 
     def disconnect(self) -> None:
         ray.shutdown()

@@ -23,7 +23,7 @@ from dbserve.artefacts import open_artefacts
 from dbserve.contracts.access import RedisAccess
 from dbserve.errors import StartupRefused
 from dbserve.processes import STOP_SECONDS, Child, wait_until_ready, watch
-from dbserve.settings import Settings, refuse_open_door
+from dbserve.settings import Settings, refuse_open_cluster, refuse_open_door
 from workers.allocation import KEEPING_FREED_MEMORY
 
 LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
@@ -80,6 +80,8 @@ def serve_embedded(
         StartupRefused: a public bind without an API key, a port or data directory in use, a program that won't start.
     """
     refuse_open_door(settings)
+    if ray_address is not None:
+        refuse_open_cluster(settings.model_copy(update={"ray_address": ray_address}), os.environ)
     data_dir = data_dir.expanduser().absolute()
     port = _free_port(settings.host, settings.port)
     with _only_one(data_dir) as lock, _signals_raise() as hurried, contextlib.ExitStack() as stack:

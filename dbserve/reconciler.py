@@ -23,7 +23,7 @@ from dbserve.garbage import collect_less_often
 from dbserve.logs import adopt, concerning, configure
 from dbserve.placement import nodes_of
 from dbserve.scheduling import Action, Bury, Grow, Launch, Limits, Note, Scene, Stop, decide
-from dbserve.settings import Settings
+from dbserve.settings import Settings, refuse_open_cluster
 from dbserve.sight import Sight
 from dbserve.store import JobStore
 from dbserve.tracing import UNTRACED, Trace, Tracer, of_run, open_tracer
@@ -294,9 +294,11 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     `announce` gets the cluster's address once it is joined.
 
     Raises:
-        StartupRefused: traces are asked for, and what they need is not installed.
+        StartupRefused: traces are asked for, and what they need is not installed; or the cluster can be reached from
+            outside, and asks for no token.
         ClusterUnavailable, StoreUnavailable: at the start. Later ones are waited out, the cluster's for a while.
     """
+    refuse_open_cluster(settings, os.environ)
     if settings.ray_auth_token_path is not None:  # ray reads these when it is imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(settings.ray_auth_token_path)}
     from dbserve.cluster import RayCluster  # late: ray takes seconds to import, and is not needed to decide
@@ -313,6 +315,7 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     joining = asyncio.create_task(asyncio.to_thread(RayCluster.connect, settings, await store.deployment()))
     await store.active_outlines()
     cluster = await joining
+    await asyncio.to_thread(cluster.refuse_open_doors)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
