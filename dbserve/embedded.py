@@ -30,7 +30,7 @@ LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
 RAY_PREFIX = "dbserve-ray-"
 LAST_SAVE_SECONDS = 20.0  # that workers get for their last checkpoints when the service stops
 WORKER = b"ray::BlockActor"  # how the processes of workers.actor.BlockActor are named
-_WITHOUT_CREDENTIALS = dict.fromkeys(
+_WITHOUT_CREDENTIALS: dict[str, None] = dict.fromkeys(
     ("redis_username", "redis_password", "redis_ca_file", "redis_cert_file", "redis_key_file")
 )
 RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # under Ray's temporary directory
