@@ -120,18 +120,19 @@ def render(values: Mapping[str, Any], release: str = RELEASE) -> list[Object]:
     ]
 
 
-def rendered(name: str) -> list[Object]:
-    """Of a values file or a set of switches; a copy that may be changed."""
-    return copy.deepcopy(_rendered(name))
-
-
 _looked_at: dict[str, list[Object]] = {}
 
 
-def _rendered(name: str) -> list[Object]:
+def rendered(name: str) -> list[Object]:
+    """Of a values file or a set of switches. Shared: whoever changes an object takes copy_of()."""
     if name not in _looked_at:
         _looked_at[name] = render(values_of(name))
     return _looked_at[name]
+
+
+def copy_of(name: str) -> list[Object]:
+    """As rendered(), and may be changed."""
+    return copy.deepcopy(rendered(name))
 
 
 def looked_at() -> list[str]:

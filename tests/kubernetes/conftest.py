@@ -11,7 +11,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         return  # other tests than these were asked for
     objects = [each for name in rendered for each in chart.rendered(name)]
     kinds = sorted({each["kind"] for each in objects})
-    custom = ", ".join(sorted(kind for _, kind in crds.validators())) or f"no custom resources: {crds.ABSENT}"
+    custom = ", ".join(sorted({kind for _, kind in crds.validators()})) or f"no custom resources: {crds.ABSENT}"
     terminalreporter.section("the chart")
     terminalreporter.line(
         f"Rendered by Helm {chart.ENGINE} in {len(rendered)} ways ({', '.join(chart.VALUES_FILES)}, and by switches): "

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.kubernetes.chart import SWITCHES, VALUES_FILES, kinds, rendered
+from tests.kubernetes.chart import SWITCHES, VALUES_FILES, copy_of, kinds, rendered
 from tests.kubernetes.network import End, ends, outside, reaches, stranger, unguarded
 
 GUARDED = [name for name in [*VALUES_FILES, *SWITCHES] if kinds(rendered(name), "NetworkPolicy")]
@@ -110,7 +110,7 @@ def test_a_redis_elsewhere_is_reached_on_its_own_port() -> None:
 
 
 def test_a_door_left_open_is_noticed() -> None:
-    objects = rendered("defaults")
+    objects = copy_of("defaults")
     policies = {policy["metadata"]["name"]: policy["spec"] for policy in kinds(objects, "NetworkPolicy")}
     found = ends(objects)
     policies["dbserve-redis"]["ingress"][0]["from"].append({"namespaceSelector": {}})

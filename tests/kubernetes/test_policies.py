@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.kubernetes import confinement, references
-from tests.kubernetes.chart import SWITCHES, VALUES_FILES, Object, chart, kinds, rendered, values_of
+from tests.kubernetes.chart import SWITCHES, VALUES_FILES, Object, chart, copy_of, kinds, rendered, values_of
 from tests.kubernetes.references import unknown_sources, yours
 
 EVERY = [*VALUES_FILES, *SWITCHES]
@@ -122,7 +122,7 @@ def _policy(objects: list[Object], component: str) -> Object:
 
 
 def test_a_key_that_a_secret_does_not_have_is_found() -> None:
-    objects = rendered("defaults")
+    objects = copy_of("defaults")
     kinds(objects, "Secret")[0]["stringData"].pop("scrape-key")
     assert len(list(references.unknown_keys(objects))) == 1
 
@@ -138,7 +138,7 @@ def test_a_source_that_nobody_made_is_found(kind: str) -> None:
     [pytest.param(policy, fault, id=f"{policy}: {what}") for policy, what, fault in confinement.FAULTS],
 )
 def test_a_container_that_could_do_too_much_is_found(policy: str, fault: Callable[[list[Object]], Any]) -> None:
-    objects = rendered("defaults")
+    objects = copy_of("defaults")
     fault(objects)
     assert list(POLICIES[policy](objects))
 
@@ -148,7 +148,7 @@ def test_a_container_that_could_do_too_much_is_found(policy: str, fault: Callabl
     [pytest.param(policy, fault, id=f"{policy}: {what}") for policy, what, fault in REFERENCE_FAULTS],
 )
 def test_a_reference_to_nothing_is_found(policy: str, fault: Callable[[list[Object]], Any]) -> None:
-    objects = rendered("production")
+    objects = copy_of("production")
     fault(objects)
     assert list(POLICIES[policy](objects))
 

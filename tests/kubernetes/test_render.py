@@ -13,6 +13,7 @@ from tests.kubernetes.chart import (
     SWITCHES,
     VALUES_FILES,
     Object,
+    copy_of,
     kinds,
     pods,
     render,
@@ -21,6 +22,9 @@ from tests.kubernetes.chart import (
     values_of,
 )
 from tests.kubernetes.crds import ABSENT, KUBERNETES, complaints, strict, validators
+
+# It reads two megabytes of definitions for every object; once is enough.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 EVERY = [*VALUES_FILES, *SWITCHES]
 every_way = pytest.mark.parametrize("name", EVERY)
@@ -52,7 +56,7 @@ def test_the_operators_know_every_field_of_theirs(name: str) -> None:
 
 
 def test_a_field_that_nobody_knows_is_found() -> None:
-    [deployment, *_] = kinds(rendered("defaults"), "Deployment")
+    [deployment, *_] = kinds(copy_of("defaults"), "Deployment")
     deployment["spec"]["template"]["spec"]["containers"][0]["readinessProb"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(deployment, KUBERNETES[-1], strict=True)
@@ -72,7 +76,7 @@ def test_a_field_that_nobody_knows_is_found() -> None:
 def test_a_field_that_no_operator_knows_is_found(kind: str, fault: dict[str, Any]) -> None:
     if not validators():
         pytest.skip(ABSENT)
-    resource = kinds(rendered("production"), kind)[0]
+    resource = kinds(copy_of("production"), kind)[0]
     assert complaints(resource) == []
     resource["spec"].update(fault)
     assert complaints(resource)
