@@ -1,6 +1,6 @@
 """Looks at jobs; and at every job that has not ended, twice a second: what has not changed is not read again."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -12,7 +12,7 @@ from dbserve.store.connection import reaching_redis
 from dbserve.store.scripts import LOOK
 from dbserve.store.snapshots import as_listed, as_outline, current_progress, past_work
 
-READ_AT_ONCE = 200
+READ_AT_ONCE = 50  # jobs; reading them takes Redis, and parsing them this process, some ten milliseconds
 _KEYS = (keys.job, keys.tasks, keys.progress)
 
 
@@ -56,7 +56,7 @@ class Outlines:
             self._known[outline.record.id] = revision, outline.model_copy(update={"progress": {}, "past": {}})
 
     async def _read(self, ids: Sequence[str]) -> list[tuple[str, JobOutline]]:
-        """With their revisions. READ_AT_ONCE jobs a time, so that nobody else waits long for Redis."""
+        """With their revisions. READ_AT_ONCE jobs a time, so that nobody else waits long for Redis, or for us."""
         found: list[tuple[str, JobOutline]] = []
         for start in range(0, len(ids), READ_AT_ONCE):
             names = [of(job_id) for job_id in ids[start : start + READ_AT_ONCE] for of in _KEYS]
@@ -71,12 +71,14 @@ class Outlines:
     async def _with_progress(self, outlines: list[JobOutline]) -> list[JobOutline]:
         """Heartbeats change no revision; nobody tells of a task that has not begun."""
         begun = [job for job in outlines if any(task.started_at is not None for task in job.tasks.values())]
-        async with reaching_redis():
-            told = await self._each([job.record.id for job in begun], _ask_progress)
-        found = {
-            job.record.id: {"progress": current_progress(job.tasks, raw), "past": past_work(job.tasks, raw)}
-            for job, raw in zip(begun, told, strict=True)
-        }
+        found: dict[str, Mapping[str, object]] = {}
+        for start in range(0, len(begun), READ_AT_ONCE):
+            some = begun[start : start + READ_AT_ONCE]
+            async with reaching_redis():
+                told = await self._each([job.record.id for job in some], _ask_progress)
+            for job, raw in zip(some, told, strict=True):
+                said = {"progress": current_progress(job.tasks, raw), "past": past_work(job.tasks, raw)}
+                found[job.record.id] = said
         return [job.model_copy(update=found[job.record.id]) if job.record.id in found else job for job in outlines]
 
     async def _each(self, ids: Sequence[str], ask: Callable[[Pipeline, str], object]) -> list[Any]:
