@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from typing import Any
 
 import helm_python as helm
@@ -22,6 +23,7 @@ from tests.kubernetes.chart import (
     values_of,
 )
 from tests.kubernetes.crds import ABSENT, KUBERNETES, complaints, strict, validators
+from tests.kubernetes.references import COMMANDS
 
 # It reads two megabytes of definitions for every object; once is enough.
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
@@ -139,6 +141,7 @@ def test_notes_say_how_to_get_in(name: str) -> None:
     notes = texts(values_of(name))["NOTES.txt"]
     assert "get secret" in notes
     assert ("port-forward" in notes) != ("://dbserve.example.com" in notes)
+    assert set(re.findall(r"^  dbserve ([a-z-]+)", notes, re.MULTILINE)) <= COMMANDS
 
 
 def test_no_definition_of_an_operators_is_inside() -> None:

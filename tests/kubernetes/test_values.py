@@ -77,6 +77,9 @@ OTHERS: dict[str, Any] = {
     "networkPolicy.internet.except": [],
     "networkPolicy.kubernetesApi.cidrs": ["192.0.2.1/32"],
     "networkPolicy.extraEgress": [{"ports": [{"port": 4318}]}],
+    "ray.workerGroups.cpu.topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+    ],
     "imagePullSecrets": [{"name": "pull"}],
 }
 
