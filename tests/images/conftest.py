@@ -32,7 +32,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 def wheels(directory: Path, *extras: str) -> Path:
     """All that an image installs, fetched with whatever index pip is told of here: so the build needs none."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*requirements(project, extras), *OF_OLDER_PYTHON, "setuptools"]
+    wanted = [*requirements(project, extras), *OF_OLDER_PYTHON, "setuptools", "scikit-learn"]
     fetching = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version=3.11"]
     fetched = subprocess.run(
         [*fetching, "--dest", directory, "--constraint", ROOT / "constraints.txt", *wanted],

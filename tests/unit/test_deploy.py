@@ -14,7 +14,7 @@ import yaml
 from dbserve.cli import cli
 from dbserve.settings import PREFIX, Settings
 from dbserve.store.acl import USERS, password_hashes
-from deploy.install import requirements, unused
+from deploy.install import DIGITS, all_but, requirements, unused
 from workers.allocation import KEEPING_FREED_MEMORY
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -135,6 +135,13 @@ def test_all_of_ray_asks_for_the_token_and_workers_keep_freed_memory() -> None:
         assert KEEPING_FREED_MEMORY.items() <= environment.items()
 
 
+def test_the_shared_memory_of_a_node_holds_its_object_store() -> None:
+    for name in ("ray-head", "ray-worker", "reconciler"):
+        [store] = re.findall(r"--object-store-memory=(\d+)", words(SERVICES[name]))
+        size, unit = re.fullmatch(r"(\d+)([mg])", SERVICES[name]["shm_size"]).groups()  # type: ignore[union-attr]
+        assert int(store) < int(size) * {"m": 2**20, "g": 2**30}[unit]
+
+
 def test_all_that_train_save_and_answer_see_the_same_artefacts() -> None:
     for name in ("ray-worker", "api", "reconciler"):
         where = SERVICES[name]["environment"]["DBSERVE_ARTIFACTS"]
@@ -231,6 +238,15 @@ def test_of_the_packages_what_is_never_imported_is_left_out_and_nothing_else(tmp
     found = list(unused(tmp_path))
     assert {name for name in left if any((tmp_path / name).is_relative_to(path) for path in found)} == set(left)
     assert not any((tmp_path / name).is_relative_to(path) for name in kept for path in found)
+
+
+def test_of_scikit_learn_the_file_that_is_read_stays(tmp_path: Path) -> None:
+    for name in (DIGITS, "sklearn/__init__.py", "sklearn/datasets/_base.py", "sklearn/datasets/data/iris.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    removed = set(all_but(tmp_path / DIGITS, tmp_path / "sklearn"))
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} - removed == {tmp_path / DIGITS}
+    assert not any((tmp_path / DIGITS).is_relative_to(path) for path in removed)
 
 
 def test_make_image_says_what_it_needs_where_nothing_builds() -> None:
