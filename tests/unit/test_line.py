@@ -1,0 +1,201 @@
+"""The line between a leading worker and the others: who is let in, what is heard, and who is taken to be gone."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from dbserve.contracts.plan import TaskPlan
+from dbserve.contracts.status import Reason
+from dbserve.errors import WorkerLost
+from tests.training import dataset, planned, spec_of
+from workers.group import LOOPBACK
+from workers.line import Greeting, Line, Switchboard, Word, dial
+from workers.orders import Orders
+from workers.parallel import Call, Death, leading
+from workers.subprocesses import Subprocesses
+
+SECRET = "a" * 64
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.words: list[tuple[int, Word]] = []
+        self.lost: list[tuple[int, str]] = []
+        self.changed = threading.Condition()
+
+    def hears(self, rank: int, word: Word) -> None:
+        with self.changed:
+            self.words.append((rank, word))
+            self.changed.notify_all()
+
+    def loses(self, rank: int, why: str) -> None:
+        with self.changed:
+            self.lost.append((rank, why))
+            self.changed.notify_all()
+
+    def until(self, true: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(true, timeout=60)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def board(heard: Heard) -> Iterator[Switchboard]:
+    letter = Word(text="the letter")
+    opened = Switchboard(LOOPBACK, SECRET, letter, size=3, silence=60.0, hears=heard.hears, loses=heard.loses)
+    yield opened
+    opened.close()
+
+
+def call(board: Switchboard, rank: int = 1, secret: str = SECRET) -> Line:
+    return dial(LOOPBACK, board.port, Greeting(secret=secret, rank=rank, node="n", gpu="GPU-a"), silence=60.0)
+
+
+def test_who_knows_the_secret_gets_the_letter_and_is_heard(board: Switchboard, heard: Heard) -> None:
+    line = call(board)
+    assert Word.model_validate_json(line.receive()).text == "the letter"
+    assert board.greetings[1].gpu == "GPU-a"
+    line.send(Word())
+    line.send(Word(kind="log", text="hello"))
+    heard.until(lambda: len(heard.words) == 1)
+    assert heard.words[0] == (1, Word(kind="log", text="hello"))
+    line.close()
+
+
+@pytest.mark.parametrize(("rank", "secret"), [(1, "b" * 64), (0, SECRET), (3, SECRET), (-1, SECRET)])
+def test_strangers_and_ranks_that_there_are_none_of_are_told_nothing(
+    board: Switchboard, rank: int, secret: str
+) -> None:
+    stranger = call(board, rank, secret)
+    with pytest.raises(ConnectionError):
+        stranger.receive()
+    stranger.close()
+    assert not board.greetings
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\2{}", b"\xff" * 8], ids=repr)
+def test_what_is_no_greeting_is_turned_away(board: Switchboard, said: bytes) -> None:
+    with socket.create_connection((LOOPBACK, board.port), timeout=60) as stranger:
+        stranger.sendall(said)
+        with contextlib.suppress(OSError):  # where it was not heard to the end
+            stranger.shutdown(socket.SHUT_WR)
+            assert stranger.recv(1) == b""
+    call(board).close()
+
+
+def test_no_rank_is_taken_twice(board: Switchboard) -> None:
+    first = call(board)
+    first.receive()
+    second = call(board)
+    with pytest.raises(ConnectionError):
+        second.receive()
+    first.close()
+    second.close()
+
+
+def test_one_that_closes_its_line_is_lost_unless_it_was_done(board: Switchboard, heard: Heard) -> None:
+    done, gone = call(board, 1), call(board, 2)
+    done.send(Word(kind="done"))
+    done.close()
+    gone.close()
+    heard.until(lambda: bool(heard.lost))
+    assert heard.lost == [(2, "the other end has closed the line")]
+
+
+def test_one_that_is_not_heard_of_is_lost(heard: Heard) -> None:
+    board = Switchboard(LOOPBACK, SECRET, Word(), size=2, silence=0.2, hears=heard.hears, loses=heard.loses)
+    line = call(board)
+    heard.until(lambda: bool(heard.lost))
+    assert heard.lost == [(1, "it has not been heard of for 0 s")]
+    line.close()
+    board.close()
+
+
+def test_the_leaders_beats_come_and_end_with_it(board: Switchboard) -> None:
+    line = call(board)
+    line.receive()
+    assert Word.model_validate_json(line.receive()) == Word()
+    board.close()
+    with pytest.raises(ConnectionError):
+        listen_to_the_end(line)
+    line.close()
+
+
+def listen_to_the_end(line: Line) -> None:
+    for _ in range(1000):
+        line.receive()
+
+
+class Threads(Subprocesses):
+    """A crew whose workers do what a test says, in threads."""
+
+    def hire(self, call: Call) -> "Thread":  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Thread(self.acts(call))
+
+    def acts(self, call: Call) -> Callable[[], None]:
+        raise NotImplementedError
+
+
+class Thread:
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._acting = self._pool.submit(act)
+
+    def death(self, wait: float) -> Death | None:
+        return None
+
+    def end(self) -> None:
+        self._acting.result(60)
+        self._pool.shutdown()
+
+
+def lead(crew: Subprocesses) -> WorkerLost:
+    spec = spec_of()
+    plan = planned(spec)
+    task: TaskPlan = plan.task("block-0")
+    with (
+        pytest.raises(WorkerLost) as raised,
+        leading(Orders(spec, plan, task, dataset().train), torch.device("cpu"), crew),
+    ):
+        raise AssertionError("it was led")
+    return raised.value
+
+
+def test_a_worker_that_does_not_come_is_said_to_be_late() -> None:
+    class Absent(Threads):
+        def acts(self, call: Call) -> Callable[[], None]:
+            return lambda: None
+
+    lost = lead(Absent(2, threads=1, come_seconds=0.0))
+    assert str(lost) == "block-0: worker 1 of 2 did not come within 0 s of its call"
+
+
+def test_a_worker_that_fails_tells_why_and_what_follows_from_it_is_not_the_reason() -> None:
+    class Failing(Threads):
+        def acts(self, call: Call) -> Callable[[], None]:
+            failures = {
+                1: Word(kind="failed", text="RuntimeError: connection reset", reason=Reason.WORKER_ERROR),
+                2: Word(kind="failed", text="OutOfMemoryError: CUDA out of memory", reason=Reason.GPU_OOM),
+            }
+
+            def fail() -> None:
+                greeting = Greeting(secret=call.secret, rank=call.rank, node="n")
+                line = dial(call.host, call.port, greeting, silence=60.0)
+                line.receive()
+                line.send(failures[call.rank])
+                line.close()
+
+            return fail
+
+    lost = lead(Failing(3, threads=1))
+    assert str(lost) == "block-0: worker 2 of 3 failed: OutOfMemoryError: CUDA out of memory"
+    assert lost.reason == Reason.GPU_OOM
