@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes image image-check screenshots audit test-unit lint bench bench-api bench-bigger bench-recovery bench-watching bench-scale bench-efficiency soak cards dashboards chart schema clean
+.PHONY: setup demo test test-ui test-cluster test-fuzz test-chaos kubernetes image image-check screenshots audit test-unit lint bench bench-api bench-bigger bench-recovery bench-watching bench-scale bench-efficiency soak cards dashboards chart schema settings clean
 
 setup: $(STAMP)
 
@@ -116,6 +116,9 @@ chart: setup
 
 schema: setup
 	$(BIN)/python -m dbserve.contracts.report > docs/report.schema.json
+
+settings: setup
+	$(BIN)/python -m tests.settings_page > docs/settings.md
 
 clean:
 	rm -rf $(VENV) demo-output bench-output .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dbserve",
         description="decoded shards; may be deleted at any time",
     )
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", description="address that the API listens on")
     port: int = Field(default=8000, ge=0, le=65_535, description="0: any free port")
     api_key: SecretStr | None = Field(
         default=None, description="required as a bearer token when set; several: comma-separated"
@@ -87,7 +87,9 @@ class Settings(BaseSettings):
         pattern="^https?://[^/]+",
         description="where traces go (OTLP over HTTP; spans to <endpoint>/v1/traces); unset: there are none",
     )
-    log_level: str = Field(default="info", pattern="^(critical|error|warning|info|debug)$")
+    log_level: str = Field(
+        default="info", pattern="^(critical|error|warning|info|debug)$", description="the least that is logged"
+    )
     log_format: str = Field(
         default="auto", pattern="^(auto|json|console)$", description="auto: readable lines on a terminal, else JSON"
     )
