@@ -8,7 +8,17 @@ import pytest
 
 from dbserve import client as client_module
 from dbserve.api.views import event_view, job_summary, job_view
-from dbserve.client import ApiError, Client, Conflict, NotFound, Refused, Unavailable
+from dbserve.client import (
+    ApiError,
+    Client,
+    Conflict,
+    Forbidden,
+    NotFound,
+    Refused,
+    TooMany,
+    Unauthenticated,
+    Unavailable,
+)
 from dbserve.contracts.status import JobStatus, LoggedEvent, TaskState
 from dbserve.contracts.views import Page, Problem
 from dbserve.errors import ConfigInvalid, ServerUnreachable
@@ -56,8 +66,9 @@ def a_job(**tasks: dict[str, object]) -> httpx.Response:
 
 AWAY = httpx.ConnectError("[Errno 111] Connection refused")
 KINDS = {404: NotFound, 410: NotFound, 409: Conflict, 503: Unavailable, 500: ApiError} | dict.fromkeys(
-    (401, 413, 415, 422), Refused
+    (408, 413, 415, 422), Refused
 )
+KINDS |= {401: Unauthenticated, 403: Forbidden, 429: TooMany}
 
 
 @pytest.mark.parametrize(("status", "kind"), KINDS.items())
@@ -66,6 +77,25 @@ def test_a_refusal_is_raised_as_its_kind_with_code_and_pointers(status: int, kin
         client.job("j1")
     assert (refused.value.status, refused.value.code) == (status, "some_code")
     assert [fault.pointer for fault in refused.value.faults] == ["/training/lr"]
+
+
+def test_a_client_that_comes_too_often_learns_when_to_come_back() -> None:
+    answer = problem(429, "rate_limited")
+    answer.headers["Retry-After"] = "7"
+    with Server(answer).client() as client, pytest.raises(TooMany) as refused:
+        client.job("j1")
+    assert (refused.value.code, refused.value.retry_after) == ("rate_limited", 7.0)
+
+
+def test_key_and_project_go_with_every_request() -> None:
+    server = Server(a_job(), a_job())
+    with Client("http://server", "k", project="red", transport=httpx.MockTransport(server)) as client:
+        client.job("j1")
+    with server.client() as client:
+        client.job("j1")
+    named, other = (request.headers for request in server.requests)
+    assert (named["authorization"], named["x-dbserve-project"]) == ("Bearer k", "red")
+    assert "x-dbserve-project" not in other
 
 
 def test_a_submission_is_sent_again_under_the_same_key() -> None:
