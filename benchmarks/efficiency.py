@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,6 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.machine import machine
 from benchmarks.orchestration import service
@@ -32,6 +32,7 @@ from dbserve.contracts.views import BlockView
 BLOCKS = 4
 WARM_UP_SECONDS = 3.0
 PATIENCE_SECONDS = 180.0  # until all blocks train
+TOKEN = "ray-token"
 SIDE = 128  # of the matrices: they stay in a core's own cache
 
 
@@ -85,7 +86,10 @@ def measure(repeats: int, seconds: float) -> list[SpeedUps]:
     found: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="dbserve-bench-") as name, contextlib.ExitStack() as stack:
         directory = Path(name)
-        client = stack.enter_context(service(directory / "data", "--ray-address", stack.enter_context(_nodes())))
+        address = stack.enter_context(nodes(directory))
+        where = ("--ray-address", address)
+        token = {"DBSERVE_RAY_AUTH_TOKEN_PATH": str(directory / TOKEN)}
+        client = stack.enter_context(service(directory / "data", *where, **token))
         for _ in range(repeats):
             alone = {
                 THROUGH: through_the_service(client, 1, seconds),
@@ -212,18 +216,41 @@ def _wait_for_go() -> None:
 
 
 @contextlib.contextmanager
-def _nodes() -> Generator[str]:
-    """The address of a Ray cluster on this machine: a head that holds no work, and BLOCKS nodes of one CPU each."""
-    # A cluster of Ray's own tests: without a token, on the loopback interface, for as long as the measurement.
-    from ray.cluster_utils import Cluster
+def nodes(directory: Path) -> Generator[str]:
+    """The address of a Ray cluster: a head that holds no work, and BLOCKS nodes of one CPU each.
 
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
-        for _ in range(BLOCKS):
-            cluster.add_node(num_cpus=1)
-        yield cluster.address
-    finally:
-        cluster.shutdown()
+    Who talks to it must have the token in `directory`.
+    """
+    token = directory / TOKEN
+    token.write_text(secrets.token_hex(32))
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    with contextlib.ExitStack() as stack:
+        head = ["--head", "--port", "0", "--num-cpus", "0", "--include-dashboard", "false"]
+        said = _started(stack, environment, directory / "head.log", *head, "--temp-dir", str(directory / "ray"))
+        address = said.partition("--address='")[2].partition("'")[0]
+        for number in range(BLOCKS):  # one after another: together they overwhelm a small machine
+            _started(stack, environment, directory / f"node-{number}.log", "--address", address, "--num-cpus", "1")
+        yield address
+
+
+def _started(stack: contextlib.ExitStack, environment: Mapping[str, str], log: Path, *options: str) -> str:
+    """A node of Ray, which ends with the stack; what it said until it ran."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", *options]
+    with log.open("wb") as out:
+        node = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    stack.callback(node.wait, 60)
+    stack.callback(node.terminate)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while "subprocesses are monitored" not in (said := log.read_text(errors="replace")):
+        if node.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"a node of Ray did not start: {said[-1000:]}")
+        time.sleep(0.1)
+    return log.read_text(errors="replace")
 
 
 def markdown(found: Sequence[SpeedUps], facts: Mapping[str, str]) -> str:

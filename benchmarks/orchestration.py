@@ -101,14 +101,18 @@ def orchestrated_samples_per_second(client: Client, seconds: float) -> float:
 
 
 @contextlib.contextmanager
-def service(data_dir: Path, *arguments: str) -> Generator[Client]:
-    """`dbserve up`, with more arguments where they are given."""
+def service(data_dir: Path, *arguments: str, **environment: str) -> Generator[Client]:
+    """`dbserve up`, with more arguments and variables where they are given."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     command = [sys.executable, "-m", "dbserve", "up", "--data-dir", str(data_dir), "--port", str(port)]
     command += arguments
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, contextlib.ExitStack() as stack:
+    told = {**os.environ, **environment}
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=told) as process,
+        contextlib.ExitStack() as stack,
+    ):
         stack.callback(process.wait, 60)
         stack.callback(process.send_signal, signal.SIGTERM)
         assert process.stdout is not None

@@ -20,7 +20,7 @@ from benchmarks.scaling.simulation import Measured, Scale, simulate
 TICK_MILLISECONDS = 1000.0  # that no tick may take longer than
 REQUEST_MILLISECONDS = 100.0  # the same, of the API's requests, one in a hundred left out
 CROWDED = 0.5  # cores that others took, above which times say more of the machine than of the service
-SHORT_OF_TIME = 0.9  # of one core: the simulated workers themselves could hardly do more
+KEPT_UP = 0.9  # of the heartbeats that workers should send: below, the load was less than it is called
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,12 @@ def cautions(found: Sequence[Measured]) -> list[str]:
             said.append(
                 f"At {each.workers:,} workers others took {others:.2f} cores: its times are no property of dbserve."
             )
-        if (taken := each.cores["workers"]) > SHORT_OF_TIME:
-            said.append(f"At {each.workers:,} workers the simulated workers themselves took {taken:.2f} cores.")
+        beats, taken = each.did.get("beats", 0.0), each.cores["workers"]
+        if beats < KEPT_UP * each.at_work:
+            said.append(
+                f"At {each.workers:,} workers the simulated ones, in {taken:.2f} cores, could not keep up: "
+                f"{beats:,.0f} heartbeats a second."
+            )
         said += (
             [f"At {each.workers:,} workers {len(each.refused)} refused, as {each.refused[0]}"] if each.refused else []
         )

@@ -7,11 +7,12 @@ from dbserve.contracts.job import JobSpec
 
 @dataclass(frozen=True)
 class Pace:
-    """Of one simulated worker. Times in seconds. A training takes one step a second."""
+    """Of one simulated worker. Times in seconds. A training takes one step a second, and tells of every fifth."""
 
     steps: int = 3600  # of a training: an hour
-    checkpoint_every: int = 30  # steps
-    log_every: int = 10  # steps from one log line to the next
+    checkpoint_every: int = 60  # steps
+    log_every: int = 20  # steps from one log line to the next
+    stride: int = 5  # steps from one report to the next; divides the two above, and the training
     nearly_done: float = 0.15  # of the jobs, which end after MOMENTS seconds; the others are anywhere in theirs
     crashes_per_second: float = 1 / 1000  # told by the worker itself
     deaths_per_second: float = 1 / 2000  # without a word

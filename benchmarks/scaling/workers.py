@@ -165,11 +165,11 @@ class SimulatedWorker:
     async def _train(
         self, store: JobStore, pulse: Pulse, lease: Lease, account: Account, task: Task, keep_last: int
     ) -> bool:
-        """A step a second; False when it came to no end. Raises _Failed."""
+        """A report every few steps; False when it came to no end. Raises _Failed."""
         step = await self._where_to_begin(store, task)
         due = asyncio.get_running_loop().time()
         while step < task.steps:
-            step += 1
+            step += self._pace.stride
             account.note(_report(step, task.steps))
             while lease.over:  # noqa: ASYNC110  where a training thread would wait
                 await asyncio.sleep(LOOK_SECONDS)
@@ -180,12 +180,12 @@ class SimulatedWorker:
                 await self._checkpoint(store, account, step, keep_last)
             if step % self._pace.log_every == 0:
                 self._log.info("step %d of %d: the loss is %.6f, as far as anybody pretends", step, task.steps, 1.0)
-            if self._chance.random() < self._pace.deaths_per_second:
+            if self._chance.random() < self._pace.deaths_per_second * self._pace.stride:
                 self._did["deaths"] += 1
                 return False
-            if self._chance.random() < self._pace.crashes_per_second:
+            if self._chance.random() < self._pace.crashes_per_second * self._pace.stride:
                 raise _Failed
-            due += 1.0
+            due += self._pace.stride
             await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
         return True
 
@@ -199,8 +199,8 @@ class SimulatedWorker:
         left = (
             luck.uniform(*MOMENTS) if luck.random() < self._pace.nearly_done else luck.uniform(MOMENTS[1], task.steps)
         )
-        # Checkpoints come all over the interval, as those of workers that began at different times do.
-        return max(0, task.steps - int(left) - self._chance.randrange(3))
+        stride = self._pace.stride
+        return max(0, task.steps - stride * (int(left) // stride))
 
     async def _checkpoint(self, store: JobStore, account: Account, step: int, keep_last: int) -> None:
         began = time.monotonic()

@@ -20,8 +20,10 @@ from dbserve.store.history import Said
 from tests.integration.serving import start, submitted
 
 HASTY = Pace(
+    steps=3600,
     checkpoint_every=2,
     log_every=2,
+    stride=1,
     nearly_done=0.5,
     crashes_per_second=1 / 40,
     deaths_per_second=1 / 40,
