@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dbserve.contracts.status import Crashed, LogLine, Progress, Reason
+from dbserve.contracts.status import Crashed, Progress, Reason
 from dbserve.store import JobStore
 from tests.integration.conftest import redis_socket  # noqa: F401
 from tests.integration.serving import finish, serving, settings, start, submitted
