@@ -103,6 +103,7 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (Path(name) / "token").write_text(secrets.token_hex(32))
         monkeypatch.setenv("RAY_AUTH_MODE", "token")  # a cluster that can be reached from outside needs one
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", f"{name}/token")
+        monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # on a machine that does something else besides
         yield Path(name)
 
 

@@ -33,7 +33,8 @@ def test_two_halves_share_a_gpu_and_two_larger_parts_do_not() -> None:
     halves = Books(Capacity((a_node("a", gpus=2.0),)))
     assert placed(halves, an_ask(0.5, 0.5), 5) == [("a",)] * 4 + [()]
     larger = Books(Capacity((a_node("a", gpus=2.0),)))
-    assert placed(larger, an_ask(0.5, 0.7), 3) == [("a",)] * 2 + [()], "0.3 + 0.3 is no 0.6 of one GPU"
+    assert placed(larger, an_ask(0.5, 0.7), 3) == [("a",)] * 2 + [()]
+    assert placed(larger, an_ask(0.5, 0.5), 1) == [()], "0.3 + 0.3 is no 0.6 of one GPU"
     assert placed(larger, an_ask(0.5, 0.3), 3) == [("a",)] * 2 + [()]
 
 

@@ -275,3 +275,10 @@ async def test_a_write_gives_up_on_a_store_that_does_not(monkeypatch: pytest.Mon
 
     with pytest.raises(StoreUnavailable):
         await patiently(write)
+
+
+def test_who_is_to_move_saves_and_leaves_as_one_that_is_preempted() -> None:
+    moving = a_task(TaskState.RUNNING).model_copy(update={"stop_by": 1030.0})
+    assert order_of(RUN, a_task(TaskState.RUNNING)) is Order.GO
+    assert order_of(RUN, moving) is Order.SAVE_AND_MOVE
+    assert order_of(RUN.next(), moving) is Order.GIVEN_UP
