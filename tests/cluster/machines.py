@@ -6,13 +6,13 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-from dbserve.client import Client
+from dbserve.client import Client, Unavailable
 from dbserve.contracts.cluster_view import NodeView
 from dbserve.contracts.views import BlockView, JobView
 from tests.acceptance.conftest import Service, _free_port, wait_for  # pyright: ignore[reportPrivateUsage]
@@ -104,8 +104,19 @@ class Floor:
     def add(self, name: str, *, cpus: int, gpus: int = 0, labels: dict[str, str] | None = None) -> None:
         self.machines.add(name, cpus=cpus, gpus=gpus, labels=labels)
 
+    def wait_for(self, condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+        """A service that is out of breath, on a machine that is, counts as not yet."""
+
+        def holds() -> bool:
+            try:
+                return condition()
+            except Unavailable:
+                return False
+
+        wait_for(holds, seconds=seconds, what=what)
+
     def wait_for_nodes(self, *names: str) -> None:
-        wait_for(lambda: self.nodes().keys() >= set(names), seconds=180, what=f"{names} have joined")
+        self.wait_for(lambda: self.nodes().keys() >= set(names), seconds=180, what=f"{names} have joined")
 
     def nodes(self) -> dict[str, NodeView]:
         return {node.labels.get(NAME, "head"): node for node in self.client.cluster().nodes}
@@ -122,15 +133,15 @@ class Floor:
 
     def wait_until_training(self, job: JobView, *, steps: int = 1, seconds: float = 240.0) -> None:
         """Every block runs, and is past so many steps."""
-        wait_for(
+        self.wait_for(
             lambda: all(block.status == "running" and block.step >= steps for block in self.blocks(job)),
             seconds=seconds,
-            what=f"all blocks train: {[(block.name, block.status, block.step) for block in self.blocks(job)]}",
+            what="all blocks train",
         )
 
     def end(self, job: JobView) -> None:
         self.client.cancel(job.id, force=True)
-        wait_for(lambda: not self.workers(job.id), seconds=60, what="its workers have ended")
+        self.wait_for(lambda: not self.workers(job.id), seconds=60, what="its workers have ended")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import psutil
 import pytest
 
 from dbserve.contracts.views import EventView, JobView
-from tests.acceptance.conftest import wait_for
 from tests.acceptance.jobs import long_job
 from tests.cluster.machines import Floor, floor_of
 
@@ -49,7 +48,7 @@ def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Flo
     shares_one_decode_per_node(floor, job)
 
     floor.machines.drain(floor.nodes()["c"].id, seconds=90)
-    wait_for(lambda: "c" not in floor.workers(job.id), seconds=60, what="its blocks have left the node")
+    floor.wait_for(lambda: "c" not in floor.workers(job.id), seconds=60, what="its blocks have left the node")
     moved = {event.task: event for event in events_of(floor, job, "move_requested")}
     assert sorted(filter(None, moved)) == where["c"]
     floor.wait_until_training(job)
@@ -68,7 +67,7 @@ def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Flo
     lost = floor.workers(job.id)["b"]
     before = {block.name: block.last_checkpoint for block in floor.blocks(job)}
     floor.machines.kill("b")
-    wait_for(
+    floor.wait_for(
         lambda: {block.name for block in floor.blocks(job) if block.status == "pending"} == set(lost),
         seconds=90,
         what="the blocks of the killed node are given up",
@@ -77,7 +76,7 @@ def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Flo
     assert floor.client.cluster().waiting == 3, "no node has room for them"
 
     floor.add("d", cpus=3)
-    wait_for(lambda: floor.workers(job.id).get("d") == lost, seconds=60, what="they start on the node that came")
+    floor.wait_for(lambda: floor.workers(job.id).get("d") == lost, seconds=60, what="they start on the node that came")
     floor.wait_until_training(job)
     for block in floor.blocks(job):
         checkpoint = before[block.name]
@@ -117,7 +116,7 @@ def test_gpu_types_and_labels_say_where_blocks_go_and_halves_share_a_gpu(floor: 
     shown = floor.nodes()["a100"]
     assert (shown.gpus_free, shown.gpu_type) == (1.0, "A100")
     larger = floor.client.submit(long_job(name="larger", resources={"gpus_per_block": 0.7, "gpu_type": "A100"}))
-    wait_for(lambda: len(floor.workers(larger.id)) == 1, seconds=60, what="one of them has a GPU")
+    floor.wait_for(lambda: len(floor.workers(larger.id)) == 1, seconds=60, what="one of them has a GPU")
     assert floor.client.cluster().waiting == 1, "0.3 + 0.3 are no 0.7, though 0.6 of two GPUs are free"
     assert floor.client.job(never.id).message == "block-0: no node has GPU type H100; nodes have A100, T4"
     for job in (halves, there, never, larger):
