@@ -105,7 +105,7 @@ export function eventSentence({ kind, job_status: status, data }) {
     case "cancel_requested": return [`is to stop${data.message ? `: ${data.message}` : ""}`, "warn"];
     case "stopped": return ["stopped", "warn"];
     case "retried": return ["gets another try", "plain"];
-    case "held": return [`held back: ${why(data)}`, "warn"];
+    case "held": return data.message ? [`held back: ${why(data)}`, "warn"] : ["is held back no more", "plain"];
     case "abandoned": return [`given up: ${data.message}`, "bad"];
     default: return [plain(kind), "plain"];
   }
