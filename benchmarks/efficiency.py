@@ -124,7 +124,7 @@ def through_the_service(client: Client, blocks: int, seconds: float) -> float:
         time.sleep(seconds)
         last = _trained(client, submitted.id, blocks)
     finally:
-        client.cancel(submitted.id, force=True)
+        client.cancel(submitted.id)
         client.wait(submitted.id, timeout=60)
     return sum(_rate(before, after) for before, after in zip(first, last, strict=True))
 

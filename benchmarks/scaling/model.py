@@ -42,7 +42,7 @@ EMPTY_BYTES = 1_000_000  # Redis itself
 UNIT_SECONDS = {
     "heartbeat": 45e-6,  # of Redis
     "event": 250e-6,  # of Redis
-    "look at a worker": 65e-6,  # of the reconciler: to read, to parse, to decide
+    "look at a worker": 90e-6,  # of the reconciler: to read, to parse, to decide
     "look at a job": 30e-6,
     "tick": 6e-3,
 }

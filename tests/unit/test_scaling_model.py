@@ -1,10 +1,11 @@
 """The model of many blocks: that its page says what it says, and that its formulas hold where they can be held."""
 
+import contextlib
 import io
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,32 @@ def test_speed_ups_are_divided_repeat_by_repeat() -> None:
     assert both.error == pytest.approx(0.0)
     assert "blocks / matrices" in both.row()
     assert math.isnan(SpeedUps("once", 4, (1.0,)).error)
+
+
+def test_each_speed_up_is_of_its_own_kind_and_the_efficiency_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks 3.6 times as fast as one, bare loops 3.8 times, matrices 4 times (two of them: twice)."""
+
+    @contextlib.contextmanager
+    def given(*_arguments: object, **_named: object) -> Iterator[str]:
+        yield "address"
+
+    rates = {"loop": {1: 100.0, 4: 380.0}, "compute": {1: 7.0, 2: 14.0, 4: 28.0}}
+    monkeypatch.setattr(efficiency, "nodes", given)
+    monkeypatch.setattr(efficiency, "service", given)
+    monkeypatch.setattr(efficiency, "through_the_service", lambda client, blocks, seconds: {1: 50.0, 4: 180.0}[blocks])
+    monkeypatch.setattr(efficiency, "at_once", lambda what, count, seconds, directory: rates[what][count])
+    found = {(each.what, each.together): each for each in efficiency.measure(2, 1.0)}
+    through, loops, most = efficiency.THROUGH, efficiency.LOOP, efficiency.COMPUTE
+    means = {key: each.mean for key, each in found.items()}
+    assert means == {
+        (through, 4): pytest.approx(3.6),
+        (loops, 4): pytest.approx(3.8),
+        (most, 4): pytest.approx(4.0),
+        (most, 2): pytest.approx(2.0),
+        (f"{through} / {loops}", 4): pytest.approx(3.6 / 3.8),
+        (f"{through} / {most}", 4): pytest.approx(0.9),
+    }
+    assert found[through, 4].of == pytest.approx((3.6, 3.6))
 
 
 def test_the_loop_beside_the_service_waits_until_all_are_ready_and_tells_its_rate(tmp_path: Path) -> None:
