@@ -66,6 +66,7 @@ def test_replicas_on_two_nodes_survive_the_loss_of_one_and_of_its_node_and_learn
     machines, client = floor.machines, floor.client
     machines.add("a", cpus=1)
     machines.add("b", cpus=1)
+    wait_for(lambda: {"a", "b"} <= floor.nodes().keys(), seconds=60, what="both nodes are seen")
     spec = digits_job(
         name="two",
         blocks={"count": 2, "train": [0]},
