@@ -46,6 +46,7 @@ def test_what_is_accepted_is_on_disk_before_it_is_answered(running: ChartRedis) 
         api.hset("dbserve:job:a", "record", "kept")
     kept = b"".join(path.read_bytes() for path in running.directory.rglob("*.aof"))
     assert b"kept" in kept
+    assert "\nappendfsync always\n" in (running.directory / "redis.conf").read_text()
 
 
 def test_ray_keeps_its_books_beside_dbserves_and_sees_none_of_them(running: ChartRedis) -> None:
