@@ -81,7 +81,7 @@ def test_any_job_that_the_schema_allows_is_planned_or_refused_at_a_place(tree: d
 def test_any_job_that_was_tampered_with_is_planned_or_refused_at_a_place(
     tree: dict[str, Any], data: st.DataObject
 ) -> None:
-    for _ in range(data.draw(st.integers(1, 3))):
+    for _ in range(data.draw(st.integers(1, 6))):
         tree = tampered(tree, data.draw)
     planned_or_refused(tree)
 
@@ -186,7 +186,9 @@ def resolves(pointer: str, tree: Any) -> bool:
 def tampered(tree: dict[str, Any], draw: Callable[[Any], Any]) -> dict[str, Any]:
     """One thing is changed: a value, a key that is not known, a key that is gone."""
     tree = deepcopy(tree)
-    where = draw(st.sampled_from([*places(tree)]))
+    everywhere = [*places(tree)]
+    in_lists = [path for path in everywhere if path and isinstance(path[-1], int)]
+    where = draw(st.sampled_from(in_lists or everywhere) | st.sampled_from(everywhere))
     match draw(st.sampled_from(["replace", "add", "drop"])):
         case "replace" if where:
             inside(tree, where[:-1])[where[-1]] = draw(st.sampled_from(BAD))
