@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from dbserve.cards import Sizes
-from dbserve.contracts.job import JobSpec
+from dbserve.contracts.job import JobSpec, ResourcesSpec
 from dbserve.contracts.plan import BASELINES, Contract, JobPlan, TaskKind
 from dbserve.planner.cut import equal_counts
 from workers.method.information import information
@@ -27,6 +27,7 @@ def cautions(spec: JobSpec, sizes: Sizes, plan: JobPlan) -> Iterator[str]:
     yield from _of_the_steps(plan)
     yield from _of_the_samples(spec, sizes, len(plan.blocks))
     yield from _of_the_budget(spec.blocks.max_bytes_per_worker, plan)
+    yield from _of_the_workers(spec.resources)
 
 
 def _of_the_cut(spec: JobSpec, sizes: Sizes, plan: JobPlan) -> Iterator[str]:
@@ -120,3 +121,10 @@ def _of_the_budget(limit: int | None, plan: JobPlan) -> Iterator[str]:
                 f"which a block fits ({largest:,}): where no worker has more, it fails, the report says so, and the "
                 "job succeeds all the same; evaluation.baselines leaves it out"
             )
+
+
+def _of_the_workers(asked: ResourcesSpec) -> Iterator[str]:
+    if asked.gpus_per_block > 1.0:
+        yield f"a worker trains on one GPU, not on {asked.gpus_per_block:g}; resources.replicas has several do one task"
+    if asked.sharding == "state" and asked.fewest == 1:
+        yield "with min_replicas: 1 a task may have one worker, which must hold all of its state"

@@ -67,3 +67,16 @@ def test_fewer_blocks_fit_into_a_workers_bytes_where_replicas_share_the_state() 
     blocks = {"max_bytes_per_worker": limit}
     assert len(planned(training=training, resources=shared, blocks=blocks).blocks) == 2
     assert len(planned(training=training, resources=own, blocks=blocks).blocks) > 2
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"gpus_per_block": 2.0}, "a worker trains on one GPU, not on 2"),
+        ({"replicas": 2, "min_replicas": 1, "sharding": "state"}, "which must hold all of its state"),
+    ],
+    ids=str,
+)
+def test_what_workers_would_not_use_or_may_not_hold_is_said(resources: dict[str, Any], said: str) -> None:
+    assert any(said in warning for warning in planned(resources=resources).warnings)
+    assert not any(said in warning for warning in planned(resources={"replicas": 2, "gpus_per_block": 1.0}).warnings)
