@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from dbserve.contracts.status import Intent, JobStatus, Launched, Reason, Run, TaskState
+from dbserve.contracts.webhook import Topic, Webhook
 from dbserve.errors import IdempotencyMismatch, StoreUnavailable
 from dbserve.jobfile import parse_job
 from dbserve.store import JobStore, keys
@@ -120,6 +121,17 @@ async def test_two_processes_that_upgrade_at_once_do_no_harm(first: JobStore, re
     assert any(isinstance(end, int) for end in ended)
     assert all(isinstance(end, int | StoreUnavailable) for end in ended)
     assert (await first.snapshot(JOBS["recovered"])).tasks["block-0"].crashes == 1
+
+
+async def test_what_an_older_version_knew_of_webhooks_is_told_on(first: JobStore, redis: Redis) -> None:
+    """Workers see that there are some by their ids alone, which older versions did not keep apart."""
+    webhook = Webhook(id="w1", url="https://example.com/", events=(Topic.JOB_FAILED,), secret="whsec_x", created_at=0.0)
+    await redis.hset(keys.WEBHOOKS, "w1", webhook.model_dump_json())
+    await first.schema.upgrade()
+    assert await redis.smembers(keys.WEBHOOK_IDS) == {"w1"}
+    await first.wishes.cancel(JOBS["queued"])
+    await first.wishes.retry(JOBS["queued"])
+    assert await redis.exists(keys.OUTBOX)
 
 
 async def test_a_schema_of_the_future_is_refused(store: JobStore, redis: Redis) -> None:
