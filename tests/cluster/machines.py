@@ -41,7 +41,6 @@ class Machines:
         self._start(
             "head", ["--head", "--port", str(_free_port()), "--num-cpus", "0", "--include-dashboard", "false", *system]
         )
-        wait_for(lambda: "--address='" in self._said("head"), seconds=120, what="Ray's head")
         self.address = self._said("head").partition("--address='")[2].partition("'")[0]
 
     def add(self, name: str, *, cpus: int, gpus: int = 0, labels: dict[str, str] | None = None) -> None:
@@ -81,11 +80,14 @@ class Machines:
             process.wait(20)
 
     def _start(self, name: str, options: list[str], **environment: str) -> None:
-        command = [RAY, "start", "--block", *options]
+        """And waits for it: two that start at once in one session directory choose the same names and ports."""
+        ports = ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
+        command = [RAY, "start", "--block", *ports, *options]
         with self._log(name).open("wb") as log:
             self._running[name] = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**self._environment, **environment}, start_new_session=True
             )
+        wait_for(lambda: "Ray runtime started" in self._said(name), seconds=150, what=f"{name}: {self._log(name)}")
 
     def _log(self, name: str) -> Path:
         return self._directory / f"{name}.log"
