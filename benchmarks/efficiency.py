@@ -30,7 +30,7 @@ from dbserve.contracts.status import TaskState
 from dbserve.contracts.views import BlockView
 
 BLOCKS = 4
-WARM_UP_SECONDS = 3.0
+WARM_UP_SECONDS = 2.0
 PATIENCE_SECONDS = 180.0  # until all blocks train
 TOKEN = "ray-token"
 SIDE = 128  # of the matrices: they stay in a core's own cache
@@ -262,7 +262,7 @@ def markdown(found: Sequence[SpeedUps], facts: Mapping[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each stretch that is measured")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each stretch that is measured")
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     parser.add_argument("--loop", type=int, metavar="BLOCK", help="only the bare loop of this block")
     parser.add_argument("--compute", type=int, metavar="NUMBER", help="only matrix products")
