@@ -14,7 +14,7 @@ import psutil
 
 from dbserve.client import Client, Unavailable
 from dbserve.contracts.cluster_view import NodeView
-from dbserve.contracts.views import BlockView, JobView
+from dbserve.contracts.views import BlockView, EventView, JobView, Page
 from tests.acceptance.conftest import Service, _free_port, wait_for  # pyright: ignore[reportPrivateUsage]
 
 FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
@@ -132,6 +132,10 @@ class Floor:
 
     def blocks(self, job: JobView) -> tuple[BlockView, ...]:
         return self.client.blocks(job.id)
+
+    def events(self, job: JobView) -> list[EventView]:
+        """Until now; the client's own are followed until the job has ended."""
+        return list(self.client._all(Page[EventView], f"/v1/jobs/{job.id}/events", {}))  # pyright: ignore[reportPrivateUsage]
 
     def wait_until_training(self, job: JobView, *, steps: int = 1, seconds: float = 240.0) -> None:
         """Every block runs, and is past so many steps."""

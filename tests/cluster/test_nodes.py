@@ -24,7 +24,7 @@ def floor() -> Iterator[Floor]:
 
 
 def events_of(floor: Floor, job: JobView, kind: str) -> list[EventView]:
-    return [event for event in floor.client.events(job.id) if event.kind == kind]
+    return [event for event in floor.events(job) if event.kind == kind]
 
 
 def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Floor) -> None:
