@@ -1,5 +1,6 @@
 """A job as text becomes a JobSpec, or a SpecInvalid that points at every fault."""
 
+import contextlib
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,7 +44,10 @@ def read_job(text: bytes, *, form: Format, directory: Path) -> JobSpec:
 def _anchored(uri: str | None, directory: Path) -> str | None:
     if uri is None or "://" in uri or uri.startswith("builtin:"):
         return uri
-    return str((directory / Path(uri).expanduser()).resolve())
+    path = Path(uri)
+    with contextlib.suppress(RuntimeError):  # there is no such user: then it is a plain name, of nothing most likely
+        path = path.expanduser()
+    return str((directory / path).resolve())
 
 
 def faults(invalid: ValidationError, tree: object, model: type[BaseModel] = JobSpec) -> tuple[Fault, ...]:

@@ -81,10 +81,10 @@ class Plans:
             return await run_in_threadpool(self._made, spec, allowed)
         asked = spec.model_copy(update={"name": "", "labels": {}}).model_dump_json()
         known = self._known.get(asked)
-        if known is not None and spec.data.uri.startswith(BUILTIN):
-            versions = self._versions(
-                spec, allowed
-            )  # files of our own cache, made already: sooner looked at than a thread is had
+        uris = filter(None, (spec.data.uri, spec.data.test_uri))
+        if known is not None and all(uri.startswith(BUILTIN) for uri in uris):
+            # files of our own cache, made already: sooner looked at than a thread is had
+            versions = self._versions(spec, allowed)
         else:  # before the shards are read: no change goes unseen
             versions = await run_in_threadpool(self._versions, spec, allowed)
         if known is not None and known[0] == versions:

@@ -5,17 +5,19 @@ import json
 import secrets
 import time
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from dbserve.api.auth import Asking
+from dbserve.api.auth import Asking, Caller
 from dbserve.api.context import Store, With
 from dbserve.api.links import links
 from dbserve.api.problems import problems
 from dbserve.api.tenancy import OwnWebhook
 from dbserve.api.views import utc, when
+from dbserve.contracts.key import Scope
 from dbserve.contracts.views import Page
 from dbserve.contracts.webhook import (
     Attempted,
@@ -83,20 +85,22 @@ async def create_webhook(asked: Asked, services: With, caller: Asking, response:
     )
     await services.store.webhooks.add(webhook)
     response.headers["Location"] = f"/v1/webhooks/{webhook.id}"
-    return WebhookCreated(**_view(webhook).model_dump(), secret=secret)
+    return WebhookCreated(**_view(webhook, caller).model_dump(), secret=secret)
 
 
 @router.get("", responses=problems())
 async def list_webhooks(store: Store, caller: Asking) -> Page[WebhookView]:
     """Every webhook of the project, oldest first."""
-    return Page(data=tuple(_view(one) for one in await store.webhooks.all() if one.project == caller.project))
+    return Page(data=tuple(_view(one, caller) for one in await store.webhooks.all() if one.project == caller.project))
 
 
 @router.get("/{webhook_id}", responses=problems(404))
-async def show_webhook(webhook: OwnWebhook, store: Store) -> WebhookDetail:
+async def show_webhook(webhook: OwnWebhook, store: Store, caller: Asking) -> WebhookDetail:
     """A webhook with its last attempts at a delivery: when, what the receiver said, when the next one is."""
     waiting, attempts = await store.webhooks.attempts(webhook.id)
-    return WebhookDetail(**_view(webhook).model_dump(), waiting=waiting, deliveries=tuple(map(_attempt, attempts)))
+    return WebhookDetail(
+        **_view(webhook, caller).model_dump(), waiting=waiting, deliveries=tuple(map(_attempt, attempts))
+    )
 
 
 @router.delete("/{webhook_id}", status_code=204, responses=problems(404))
@@ -120,8 +124,11 @@ async def ping_webhook(webhook: OwnWebhook, services: With) -> PingView:
     )
 
 
-def _view(webhook: Webhook) -> WebhookView:
+def _view(webhook: Webhook, caller: Caller) -> WebhookView:
+    """To who may only look, without the path of its URL: of many receivers it is all that one needs to write there."""
     shown = webhook.model_dump(exclude={"secret", "project", "created_at"})
+    if Scope.SUBMIT not in caller.scopes:
+        shown["url"] = urlsplit(webhook.url)._replace(path="/...", query="", fragment="").geturl()
     return WebhookView(**shown, created_at=utc(webhook.created_at))
 
 

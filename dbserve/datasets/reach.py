@@ -41,7 +41,10 @@ def admit(uri: str, *, pointer: str, allowed: Allowed | None = None) -> Location
     except Unclear as unclear:
         raise DataInvalid(f"cannot read what this names: {unclear}", pointer) from None
     if place.scheme == LOCAL:
-        place = place._replace(path=str(Path(place.path).expanduser().absolute()))
+        try:
+            place = place._replace(path=str(Path(place.path).expanduser().absolute()))
+        except RuntimeError:  # of expanduser
+            raise DataInvalid(f"cannot read {uri}: there is no such user on this machine", pointer) from None
     rules = _allowed if allowed is None else allowed
     if not _permits(rules, place):
         raise DataInvalid(f"cannot read {uri}: this service reads {rules} alone ({SETTING} says what)", pointer)

@@ -35,9 +35,11 @@ class Outlines:
             if revision is None or (known := self._known.get(job_id)) is None or known[0] != revision
         ]
         again = set(changed)
-        self._known = {job_id: self._known[job_id] for job_id in ids if job_id in self._known and job_id not in again}
-        await self._learn(changed)
-        return await self._with_progress([self._known[job_id][1] for job_id in ids if job_id in self._known])
+        known = {job_id: self._known[job_id] for job_id in ids if job_id in self._known and job_id not in again}
+        for revision, outline in await self._read(changed):
+            known[outline.record.id] = revision, outline.model_copy(update={"progress": {}, "past": {}})
+        self._known = known  # as a whole: somebody else may look at the same time
+        return await self._with_progress([known[job_id][1] for job_id in ids if job_id in known])
 
     async def read(self, ids: Sequence[str]) -> list[JobOutline]:
         """Those of the jobs that exist, in the order of the ids, as they stand now."""
@@ -50,10 +52,6 @@ class Outlines:
         async with reaching_redis():
             heads = await self._each(ids, _ask_head)
         return [as_listed(head) for head in heads if head[0] is not None]
-
-    async def _learn(self, ids: Sequence[str]) -> None:
-        for revision, outline in await self._read(ids):
-            self._known[outline.record.id] = revision, outline.model_copy(update={"progress": {}, "past": {}})
 
     async def _read(self, ids: Sequence[str]) -> list[tuple[str, JobOutline]]:
         """With their revisions. READ_AT_ONCE jobs a time, so that nobody else waits long for Redis, or for us."""

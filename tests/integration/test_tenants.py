@@ -35,7 +35,7 @@ def app(redis_url: str, tmp_path: Path, api_directory: Path, store: JobStore) ->
 
 @pytest.fixture
 async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
 
 
@@ -83,7 +83,7 @@ async def test_nobody_comes_in_without_a_key_that_opens(app: FastAPI, store: Job
     }
     for number, route in enumerate(CLOSED):  # each from an address of its own, for there is a limit
         transport = httpx.ASGITransport(app, client=(f"10.0.0.{number}", 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             for what, key in keys.items():
                 answer = await ask(http, route, red._asdict(), key)
                 assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized"), (route, what)
@@ -180,7 +180,7 @@ async def test_a_quota_is_the_projects_however_many_keys_it_has(
     redis_url: str, api_directory: Path, store: JobStore
 ) -> None:
     app = create_app(settings(redis_url, api_directory, max_jobs_per_key=1), store)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         statuses: list[int] = []
         for project in ("red", "red", "blue"):
             headers = {"Authorization": f"Bearer {await a_key(store, project)}"}
@@ -213,3 +213,18 @@ async def test_a_key_of_the_deployment_sees_the_project_it_names(
     assert await jobs(blue, **{"X-Dbserve-Project": "blue"}) == []
     for other in ("red", "nowhere", "*"):
         assert await jobs(blue, **{"X-Dbserve-Project": other}) == "forbidden_project"
+
+
+async def test_who_may_only_look_is_not_told_how_to_write_to_a_receiver(
+    http: httpx.AsyncClient, store: JobStore, red: Things
+) -> None:
+    shown: list[str] = []
+    for scopes in ((Scope.READ,), (Scope.READ, Scope.SUBMIT)):
+        headers = {"Authorization": f"Bearer {await a_key(store, 'red', scopes)}"}
+        one = (await http.get(f"/v1/webhooks/{red.webhook_id}", headers=headers)).json()["url"]
+        [listed] = (await http.get("/v1/webhooks", headers=headers)).json()["data"]
+        assert listed["url"] == one
+        shown.append(one)
+    host = shown[1].split("/")[2]
+    assert shown[0] == f"{shown[1].split(':')[0]}://{host}/..."
+    assert shown[1] != shown[0]

@@ -70,6 +70,7 @@ async def test_the_documentation_runs_its_own_script_and_the_viewers_alone(http:
     loaded = re.findall(r'(?:src|href)="(https?://[^"]+)"', answer.text)
     assert loaded
     assert all(url.startswith(documentation.VIEWER + "/") for url in loaded)
+    assert all(f'{url}" integrity="sha384-' in answer.text for url in loaded)
     assert (await http.get("/redoc")).status_code == 404
 
 

@@ -162,6 +162,12 @@ def test_a_link_that_is_turned_after_it_was_looked_at_leads_nowhere(
         pass
 
 
+def test_the_home_of_a_user_that_there_is_none_of_is_nowhere() -> None:
+    limit_reach(AT_HOME)
+    with pytest.raises(DataInvalid, match="no such user"):
+        find_shards("~nobody-of-that-name/sets", role="train", pointer=URI)
+
+
 def test_a_pipe_is_no_shard_and_nobody_waits_for_it(sets: Path) -> None:
     os.mkfifo(sets / "pipe.parquet")
     with pytest.raises(DataInvalid, match="is no file"), open_shard(str(sets / "pipe.parquet"), pointer=URI):

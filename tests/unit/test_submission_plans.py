@@ -1,6 +1,7 @@
 """Plans that are remembered: the same as made anew, and made anew where anything they rest on may have changed."""
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,21 @@ async def test_only_the_last_plans_are_remembered(
     for spec in (*specs, specs[2], specs[1], specs[0]):
         await plans.make(spec, by_key=False)
     assert len(made) == 4
+
+
+async def test_what_may_take_a_while_to_look_at_is_looked_at_by_a_thread(
+    plans: Plans, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookers: set[bool] = set()
+
+    def looked(*asked: Any) -> tuple[str, ...]:
+        lookers.add(threading.current_thread() is threading.main_thread())
+        return ()
+
+    monkeypatch.setattr(plans, "_versions", looked)
+    for _ in range(2):
+        await plans.make(small_spec(data={"uri": "builtin:digits", "test_uri": f"{shards}/*.parquet"}), by_key=False)
+    assert lookers == {False}
+    for _ in range(2):
+        await plans.make(small_spec(), by_key=False)
+    assert lookers == {False, True}
