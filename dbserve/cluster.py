@@ -120,13 +120,14 @@ class RayCluster:
 
         `nodes` are those of the replicas, the leading one's first; none: anywhere.
         """
+        told = resources.told
         with _reaching_ray():
             actor = BlockActor.options(
                 name=_name(run),
                 lifetime="detached",
                 get_if_exists=True,
-                num_cpus=round(resources.cpus, 4),  # finer ones Ray refuses
-                num_gpus=round(resources.gpus, 4),
+                num_cpus=told.cpus,
+                num_gpus=told.gpus,
                 scheduling_strategy=_pinned(nodes[0]) if nodes else "DEFAULT",
             ).remote(run.model_dump_json(), self._config, resources.cpus, resources.gpus)
             self._works[run] = actor.work.remote()

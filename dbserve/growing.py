@@ -29,7 +29,7 @@ class Asking:
         return frozenset(self._left_out)
 
     def request(self, in_use: Sequence[Demand], waiting: Sequence[Demand], now: float) -> tuple[Demand, ...]:
-        """What to ask for: room for all that is in use, which an autoscaler counts as well, and for what waits."""
+        """What to ask for: room for what is in use, as far as it is to be kept or counted, and for what waits."""
         self._left_out = {kind: at for kind, at in self._left_out.items() if now - at < LEFT_OUT_SECONDS}
         wanted = [demand for demand in waiting if kind_of(demand) not in self._left_out]
         total = sum(demand.count for demand in wanted)
@@ -38,7 +38,7 @@ class Asking:
         if self._most is not None and self._most >= total:
             self._most = None
         self._asked = tuple(_first(wanted, total if self._most is None else self._most))
-        return (*in_use, *self._asked) if self._asked else ()
+        return (*in_use, *self._asked)
 
     def refused(self, now: float) -> None:
         """The last request was."""

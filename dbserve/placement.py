@@ -7,6 +7,7 @@ which of the node's GPUs it gets; which one that was, a worker says when it begi
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
+from math import ceil
 from typing import Literal, NamedTuple
 
 from dbserve.contracts.cluster import ANY_GPU, Capacity, Node, Resources
@@ -310,4 +311,4 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _whole(gpus: float) -> int:
-    return max(1, round(gpus))
+    return max(1, ceil(gpus - _EPS))

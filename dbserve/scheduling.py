@@ -77,7 +77,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Grow:
-    """Ask the autoscaler for room for what waits beside what is in use. Nothing waits: it may shrink as it likes."""
+    """Ask the autoscaler for room for what waits beside what is in use. Neither: it may shrink as it likes."""
 
     in_use: tuple[Demand, ...]
     waiting: tuple[Demand, ...]  # first who is to be served first
@@ -115,6 +115,10 @@ class Scene:
     def there(self, task: Task) -> bool:
         """All nodes that its workers were given still live, as far as is known."""
         return not self._living or self._living.issuperset(task.nodes)
+
+    def left(self, task: Task) -> bool:
+        """A node that its workers were given is gone, or about to go: Ray begins nothing there."""
+        return not self.there(task) or any(node in self.draining for node in task.nodes)
 
     def verdict(self, ask: Ask) -> str | None:
         """Why the cluster can never hold it, in words; None: it can, or might once it has grown."""
@@ -235,6 +239,8 @@ def _lost(job: JobOutline, task: Task, scene: Scene) -> Crashed | None:
     if task.run not in scene.alive:
         if task.run not in scene.asked and task.state is TaskState.LAUNCHED and scene.there(task):
             return None  # whoever recorded it may have died before asking: it is asked for again
+        if task.state is TaskState.LAUNCHED and scene.left(task):
+            return Crashed(run=task.run, reason=Reason.PREEMPTED, message="its node went before it had begun")
         return crashed(Reason.WORKER_LOST, f"the worker of attempt {task.run.attempt} is gone")
     silence = scene.silence.get(task.run, Silence(0.0, 0.0))
     if task.state is TaskState.LAUNCHED:
@@ -327,7 +333,8 @@ def _launches(scene: Scene) -> Iterator[Action]:
 def _growth(scene: Scene, held: Sequence[Task], waiting: Sequence[Task]) -> Iterator[Action]:
     """What waits is told to the autoscaler, and what it waits for is put down."""
     in_use = Counter[Ask]()
-    for task in held if waiting else ():
+    # what is in use is counted against what is asked for; and nodes of replicas that have not been called yet look idle
+    for task in held if waiting or any(len(task.nodes) > 1 for task in held) else ():
         in_use[ask_of(task)] += len(task.nodes) or task.replicas
     wanted = Counter[Ask]()
     for task in waiting:

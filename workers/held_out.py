@@ -59,12 +59,15 @@ class HeldOutLoss:
 
     def told(self, step: int) -> tuple[BandLoss, ...]:
         """A look, where one is due after this (1-based) step: at the last one, and at checkpoints not too close to each
-        other. What goes wrong with it is said, and costs the training nothing but this look."""
+        other. What goes wrong with it is said, and costs the training nothing but this look, unless workers look
+        together."""
         if not self._due(step):
             return ()
         try:
             return self.look(step)
         except Exception:
+            if self._entrance is not None:
+                raise  # the others wait for this one in the midst of it: out of step, they would learn nonsense
             log.exception("the loss on held-out rows was not measured at step %d", step)
             return ()
 

@@ -170,7 +170,12 @@ class Switchboard:
             return
         why = "it has closed the line"
         try:
-            line.send(self._letter)
+            line.send(self._letter)  # before any beat: it is the first word that is waited for
+            with self._changed:
+                self._lines[rank] = line
+                closed = self._closed
+            if closed:  # meanwhile
+                line.close()
             while True:
                 word = Word.model_validate_json(line.receive())
                 if word.kind == "done":
@@ -194,9 +199,9 @@ class Switchboard:
             return None
         with self._changed:
             known = hmac.compare_digest(greeting.secret.encode(), self._secret.encode())
-            if not known or self._closed or greeting.rank in self._lines or not 0 < greeting.rank < self._size:
+            if not known or self._closed or greeting.rank in self._greetings or not 0 < greeting.rank < self._size:
                 log.warning("a worker that was not called was turned away")
                 return None
             line.silence(self._silence)
-            self._lines[greeting.rank], self._greetings[greeting.rank] = line, greeting
+            self._greetings[greeting.rank] = greeting
         return greeting.rank

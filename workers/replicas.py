@@ -23,6 +23,7 @@ from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dbserve.admission import parse_allowed
+from dbserve.contracts.cluster import Resources
 from dbserve.contracts.status import Reason
 from dbserve.datasets.reach import limit_reach
 from dbserve.errors import WorkerLost
@@ -80,9 +81,10 @@ class ReplicaCrew:
         return leading.type
 
     def hire(self, call: "Call") -> "Hired":
+        told = Resources(self.cpus, self.gpus).told
         actor = ReplicaActor.options(
-            num_cpus=round(self.cpus, 4),  # finer ones Ray refuses
-            num_gpus=round(self.gpus, 4),
+            num_cpus=told.cpus,
+            num_gpus=told.gpus,
             scheduling_strategy=NodeAffinitySchedulingStrategy(self.nodes[call.rank], soft=False),
         ).remote(call.model_dump_json(), self.cache_dir, self.data_allow, self.gpus)
         return _Actor(actor, actor.work.remote())

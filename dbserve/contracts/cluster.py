@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import ceil, floor
 
 from pydantic import BaseModel
 
@@ -21,6 +22,20 @@ class Resources:
 
     cpus: float
     gpus: float
+
+    @property
+    def told(self) -> "Resources":
+        """As Ray takes them: four places of a fraction, which are cut off, lest it count more than we have given away;
+        above one GPU, whole ones."""
+        gpus = _cut_off(self.gpus) if self.gpus < 1.0 else float(ceil(self.gpus - _EPS))
+        return Resources(_cut_off(self.cpus), gpus)
+
+
+_EPS = 1e-9
+
+
+def _cut_off(count: float) -> float:
+    return floor(count * 10_000 + 1e-6) / 10_000
 
 
 ANY_GPU = "*"  # the type of GPUs of which nobody said which they would be

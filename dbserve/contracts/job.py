@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 MAX_BLOCKS = 64
 MAX_REPLICAS = 64
 MAX_STEPS = 100_000_000
+LEAST_SHARE = 0.0001  # of a CPU or a GPU: Ray counts no finer
 LEAST_NOISE = (
     1e-6  # of a noise level and of sigma_data: what stands in denominators, squared, must not vanish in float32
 )
@@ -215,7 +216,7 @@ class ResourcesSpec(Strict, frozen=True):
     """
 
     gpus_per_block: float = Field(default=0.0, ge=0.0, le=64.0, description="of each replica; below 1: of one GPU")
-    cpus_per_block: float = Field(default=1.0, gt=0.0, le=1024.0, description="of each replica")
+    cpus_per_block: float = Field(default=1.0, ge=LEAST_SHARE, le=1024.0, description="of each replica")
     replicas: int = Field(default=1, ge=1, le=MAX_REPLICAS, description="that train one task together")
     min_replicas: int | None = Field(
         default=None, ge=1, le=MAX_REPLICAS, description="the fewest that it trains with; null: all of them"
@@ -230,6 +231,13 @@ class ResourcesSpec(Strict, frozen=True):
     node_labels: dict[Label, Label] = Field(
         default_factory=dict, max_length=32, description="that a node must have, each with this very value"
     )
+
+    @field_validator("gpus_per_block")
+    @classmethod
+    def _countable(cls, gpus: float) -> float:
+        if 0.0 < gpus < LEAST_SHARE:
+            raise ValueError(f"the least part of a GPU is {LEAST_SHARE:g}; 0: none")
+        return gpus
 
     @field_validator("min_replicas")
     @classmethod

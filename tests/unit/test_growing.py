@@ -55,7 +55,8 @@ def test_what_fits_is_asked_for_at_once_and_taken_back_when_nothing_waits() -> N
     asking = Asking()
     assert asking.request([times(CPU, 2)], [times(CPU, 4)], now=0.0) == (times(CPU, 2), times(CPU, 4))
     assert nodes_added((times(CPU, 2), times(CPU, 4))) == 3, "what is in use counts, too"
-    assert asking.request([times(CPU, 6)], [], now=1.0) == ()
+    assert asking.request([times(CPU, 6)], [], now=1.0) == (times(CPU, 6),), "it is to be kept"
+    assert asking.request([], [], now=2.0) == ()
     assert nodes_added(()) == 0
 
 

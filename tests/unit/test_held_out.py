@@ -87,6 +87,16 @@ def test_a_look_that_goes_wrong_costs_nothing_but_itself(monkeypatch: pytest.Mon
     assert [report.eval_loss for report in reports] == [()] * 10
 
 
+def test_a_look_that_goes_wrong_for_one_of_several_that_look_together_ends_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held_out = looking()
+    monkeypatch.setattr(held_out, "_entrance", object())
+    monkeypatch.setattr(held_out, "look", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        held_out.told(10)
+
+
 def test_a_loss_that_is_not_finite_is_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
     network = architecture("vit").denoising_loss
 

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,25 @@ def test_who_knows_the_secret_gets_the_letter_and_is_heard(board: Switchboard, h
     heard.until(lambda: len(heard.words) == 1)
     assert heard.words[0] == (1, Word(kind="log", text="hello"))
     line.close()
+
+
+def test_no_beat_comes_before_the_letter(heard: Heard) -> None:
+    class Long(Word):
+        """While it is written down it is time for a beat."""
+
+        def model_dump_json(self, **how: Any) -> str:
+            for line in board._all():  # pyright: ignore[reportPrivateUsage]
+                line.send(Word())
+            return super().model_dump_json(**how)
+
+    letter = Long(text="the letter")
+    board = Switchboard(LOOPBACK, SECRET, letter, size=3, silence=60.0, hears=heard.hears, loses=heard.loses)
+    try:
+        line = call(board)
+        assert Word.model_validate_json(line.receive()).text == "the letter"
+        line.close()
+    finally:
+        board.close()
 
 
 @pytest.mark.parametrize(("rank", "secret"), [(1, "b" * 64), (0, SECRET), (3, SECRET), (-1, SECRET)])

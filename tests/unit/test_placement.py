@@ -29,6 +29,20 @@ def placed(books: Books, ask: Ask, times: int, job: str = "j") -> list[tuple[str
     return [tuple(node.removeprefix("id-") for node in books.place(ask, job)) for _ in range(times)]
 
 
+@pytest.mark.parametrize("parts", [2, 3, 6, 7, 15])
+def test_ray_has_room_for_as_many_parts_of_a_gpu_as_the_books(parts: int) -> None:
+    each = Resources(1 / parts, 1 / parts)
+    books = Books(Capacity((a_node("a", cpus=1.0, gpus=1.0),)))
+    assert placed(books, Ask(each), parts + 1) == [("a",)] * parts + [()]
+    ten_thousandths = round(each.told.gpus * 10_000), round(each.told.cpus * 10_000)
+    assert max(ten_thousandths) * parts <= 10_000
+
+
+def test_ray_is_told_of_whole_gpus_above_one() -> None:
+    assert Resources(2.0, 1.5).told == Resources(2.0, 2.0)
+    assert Resources(0.3, 0.7).told == Resources(0.3, 0.7)
+
+
 def test_two_halves_share_a_gpu_and_two_larger_parts_do_not() -> None:
     halves = Books(Capacity((a_node("a", gpus=2.0),)))
     assert placed(halves, an_ask(0.5, 0.5), 5) == [("a",)] * 4 + [()]

@@ -80,6 +80,15 @@ def test_a_worker_that_was_asked_for_on_a_node_that_is_gone_is_not_asked_for_aga
     assert isinstance(action, Bury)
 
 
+@pytest.mark.parametrize(("node", "reason"), [("lost", "preempted"), ("n0", "preempted"), ("n1", "worker_lost")])
+def test_a_worker_that_had_not_begun_when_its_node_went_is_not_to_blame(node: str, reason: str) -> None:
+    job = a_job(block_0={"state": TaskState.LAUNCHED, "nodes": (node,)}, block_1=SUCCEEDED)
+    [action] = decided([job], [], capacity=going(), asked=frozenset({run_of("j1", "block-0")}))
+    assert isinstance(action, Bury)
+    assert isinstance(action.event, Crashed)
+    assert action.event.reason == reason
+
+
 def test_a_task_of_several_replicas_is_launched_on_a_node_for_each() -> None:
     job = a_job(spec=small_spec(resources={"replicas": 4, "min_replicas": 2}), block_1=SUCCEEDED)
     three = cluster_of(Resources(2.0, 0.0), Resources(1.0, 0.0))
@@ -118,6 +127,14 @@ def test_an_autoscaler_is_told_what_waits_beside_what_is_in_use_until_nothing_wa
     quiet = decided([a_job("j1", block_0=RUNNING, block_1=RUNNING)], [run_of("j1", "block-0"), run_of("j1", "block-1")],
                     capacity=growing)  # fmt: skip
     assert quiet == [Grow((), ())], "nodes that nobody needs may go"
+
+
+def test_nodes_of_replicas_are_kept_though_nothing_waits_for_they_look_idle_until_those_are_called() -> None:
+    growing = replace(cluster_of(Resources(1.0, 0.0), Resources(1.0, 0.0)), growth=Growth())
+    job = a_job(block_0=on("n0", nodes=("n0", "n1"), replicas=2, min_replicas=2), block_1=SUCCEEDED)
+    assert decided([job], [run_of("j1", "block-0")], capacity=growing) == [
+        Grow((Demand(Resources(1.0, 0.0), count=2),), ())
+    ]
 
 
 def test_an_empty_cluster_that_may_grow_is_asked_to() -> None:
