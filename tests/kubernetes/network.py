@@ -32,16 +32,23 @@ def outside(address: str) -> End:
     return End(address=address)
 
 
-def reaches(objects: list[Object], source: End, target: End, port: int) -> bool:
-    """Whether the policies let `source` open a TCP connection to `target`: out of the one and into the other."""
-    policies = kinds(objects, "NetworkPolicy")
-    out = _allowed(policies, source, target, port, "Egress", "egress", "to", target)
-    into = _allowed(policies, target, source, port, "Ingress", "ingress", "from", target)
+def reaches(objects: list[Object], source: End, target: End, port: int, protocol: str = "TCP") -> bool:
+    """Whether the policies let `source` open a connection to `target`: out of the one and into the other."""
+    policies, asked = kinds(objects, "NetworkPolicy"), (port, protocol)
+    out = _allowed(policies, source, target, asked, "Egress", "egress", "to", target)
+    into = _allowed(policies, target, source, asked, "Ingress", "ingress", "from", target)
     return out and into
 
 
 def _allowed(
-    policies: list[Object], at: End, other: End, port: int, kind: str, rules: str, peers: str, listening: End
+    policies: list[Object],
+    at: End,
+    other: End,
+    asked: tuple[int, str],
+    kind: str,
+    rules: str,
+    peers: str,
+    listening: End,
 ) -> bool:
     if at.labels is None or at.namespace != NAMESPACE:
         return True  # nobody's policies but its own
@@ -51,7 +58,7 @@ def _allowed(
         if kind in policy["spec"]["policyTypes"] and selects(policy["spec"]["podSelector"], at.labels)
     ]
     return not met or any(
-        _opens(rule.get(peers), other) and _on(rule.get("ports"), port, listening)
+        _opens(rule.get(peers), other) and _on(rule.get("ports"), asked, listening)
         for policy in met
         for rule in policy["spec"].get(rules, ())
     )
@@ -82,11 +89,23 @@ def _within(block: Mapping[str, Any], address: str) -> bool:
     )
 
 
-def _on(ports: list[Any] | None, port: int, listening: End) -> bool:
+def _on(ports: list[Any] | None, asked: tuple[int, str], listening: End) -> bool:
     named = listening.ports or {}
     return ports is None or any(
-        each.get("protocol", "TCP") == "TCP" and named.get(each["port"], each["port"]) == port for each in ports
+        (named.get(each["port"], each["port"]), each.get("protocol", "TCP")) == asked for each in ports
     )
+
+
+def misshapen(objects: list[Object]) -> Iterator[str]:
+    """Blocks of addresses that an API server refuses: an exception must be a true part of its block."""
+    for policy in kinds(objects, "NetworkPolicy"):
+        for rule in policy["spec"].get("egress") or ():
+            for peer in rule.get("to", ()):
+                block = peer.get("ipBlock", {"cidr": "::/0"})
+                whole = ipaddress.ip_network(block["cidr"])
+                for left_out in map(ipaddress.ip_network, block.get("except", ())):
+                    if whole.version != left_out.version or whole == left_out or not left_out.subnet_of(whole):  # type: ignore[arg-type]
+                        yield f"{policy['metadata']['name']}: {left_out} of {whole}"
 
 
 def unguarded(objects: list[Object]) -> Iterator[str]:

@@ -146,17 +146,28 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-@pytest.mark.parametrize("text", snippets("values"), ids=["ours", "network"])
+@pytest.mark.parametrize("text", snippets("values"), ids=["ours", "network", "identity", "ingress"])
 def test_values_that_are_shown_are_taken(text: str) -> None:
     values = merged(yaml.safe_load((CHART / "values-spot-gpu.yaml").read_text()), yaml.safe_load(text))
     chart().validate_schema(values)
     assert render(values)
 
 
+@pytest.mark.parametrize(("of", "how_many"), [("dns", 3), ("podIdentity", 1)])
+def test_what_other_clusters_need_is_taken(of: str, how_many: int) -> None:
+    begin, end = ("| `networkPolicy.dns` |", "**An identity") if of == "dns" else ("**An identity", "**IPv6**")
+    shown = re.findall(r"`(\{.*?\})`", TEXT[TEXT.index(begin) : TEXT.index(end)])
+    assert len(shown) == how_many
+    for text in shown:
+        values = {"networkPolicy": {of: yaml.safe_load(text)}}
+        chart().validate_schema(values)
+        assert render(values)
+
+
 def test_the_job_that_is_shown_is_one() -> None:
     [text] = snippets("job")
     spec = parse_job(text.encode(), "yaml")
-    [ours, _] = [yaml.safe_load(text) for text in snippets("values")]
+    [ours, *_] = [yaml.safe_load(text) for text in snippets("values")]
     labels = ours["ray"]["workerGroups"]["gpu"]["labels"]
     assert spec.resources.gpu_type == labels["ray.io/accelerator-type"]
     assert spec.resources.node_labels.items() <= labels.items()

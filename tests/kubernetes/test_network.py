@@ -1,14 +1,26 @@
 """Who reaches whom in a cluster that keeps the chart's policies."""
 
+from typing import Any
+
+import helm_python as helm
 import pytest
 
-from tests.kubernetes.chart import SWITCHES, VALUES_FILES, copy_of, kinds, rendered
-from tests.kubernetes.network import End, ends, outside, reaches, stranger, unguarded
+from tests.kubernetes.chart import SWITCHES, VALUES_FILES, Object, chart, copy_of, kinds, render, rendered
+from tests.kubernetes.network import End, ends, misshapen, outside, reaches, stranger, unguarded
 
 GUARDED = [name for name in [*VALUES_FILES, *SWITCHES] if kinds(rendered(name), "NetworkPolicy")]
 guarded = pytest.mark.parametrize("name", GUARDED)
 with_redis = pytest.mark.parametrize("name", [name for name in GUARDED if "redis" in ends(rendered(name))])
-METADATA = ["169.254.169.254", "169.254.170.2", "169.254.1.1"]
+METADATA = [
+    "169.254.169.254",
+    "169.254.170.2",
+    "169.254.1.1",
+    "fe80::1",
+    "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+]
+OURS = ("api", "reconciler", "ray-head", "ray-worker")
 API, REDIS, GCS, DASHBOARD, RAYLET, METRICS = 8000, 6379, 6379, 8265, 34567, 8080
 
 
@@ -92,6 +104,99 @@ def test_the_autoscaler_alone_reaches_the_api_of_kubernetes(name: str) -> None:
     )
 
 
+def networked(**values: Any) -> list[Object]:
+    """With these values of networkPolicy, which the schema takes."""
+    chart().validate_schema({"networkPolicy": values})
+    return render({"networkPolicy": values})
+
+
+def asks(objects: list[Object], component: str, target: End, port: int = 53) -> bool:
+    """For names, which is done by UDP, and by TCP where an answer is long."""
+    found = {reaches(objects, ends(objects)[component], target, port, protocol) for protocol in ("UDP", "TCP")}
+    assert len(found) == 1
+    return found.pop()
+
+
+@guarded
+def test_names_are_asked_for_in_the_namespace_of_kubernetes_and_nowhere_else(name: str) -> None:
+    objects = rendered(name)
+    for component in OURS:
+        assert asks(objects, component, stranger("kube-system")), component
+        assert not asks(objects, component, stranger("elsewhere")), component
+        assert not asks(objects, component, outside("169.254.20.10")), component
+
+
+def test_names_are_asked_for_where_the_values_say() -> None:
+    objects = networked(dns={"namespaces": ["openshift-dns"], "ports": [53, 5353]})
+    for component in OURS:
+        assert asks(objects, component, stranger("openshift-dns"), 5353), component
+        assert not asks(objects, component, stranger("kube-system")), component
+    objects = networked(dns={"cidrs": ["169.254.20.10/32", "fd00::a/128"]})
+    for component in OURS:
+        for cache in (outside("169.254.20.10"), outside("fd00::a"), stranger("kube-system")):
+            assert asks(objects, component, cache), component
+        assert not asks(objects, component, outside("169.254.20.11")), component
+        assert not reaches(objects, ends(objects)[component], outside("169.254.20.10"), 80), component
+
+
+def test_a_further_rule_is_of_all_that_run_our_code() -> None:
+    rule = {"to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}], "ports": [{"port": 4318, "protocol": "TCP"}]}
+    for objects in (networked(extraEgress=[rule]), networked(extraEgress=[rule], internet={"enabled": False})):
+        given = {name for name, end in ends(objects).items() if reaches(objects, end, outside("10.1.0.7"), 4318)}
+        assert given == set(OURS)
+
+
+def test_the_pods_own_identity_is_asked_for_where_the_values_say_and_the_machines_is_not() -> None:
+    objects = networked(podIdentity={"cidrs": ["169.254.170.23/32", "fd00:ec2::23/128"]})
+    for address, askers in {
+        "169.254.170.23": {"api", "reconciler", "ray-worker"},
+        "fd00:ec2::23": {"api", "reconciler", "ray-worker"},
+        "169.254.169.254": set(),
+        "fd00:ec2::254": set(),
+    }.items():
+        assert {name for name, end in ends(objects).items() if reaches(objects, end, outside(address), 80)} == askers
+
+
+@guarded
+def test_no_block_is_one_that_kubernetes_refuses(name: str) -> None:
+    assert list(misshapen(rendered(name))) == []
+
+
+@pytest.mark.parametrize(
+    ("cidr", "open_to", "closed_to"),
+    [
+        ("::/0", ["2001:db8::7"], [*METADATA, "198.51.100.7", "fd12::7"]),
+        ("198.51.100.0/24", ["198.51.100.7"], [*METADATA, "2001:db8::7"]),
+        ("169.0.0.0/8", ["169.1.1.1"], METADATA),
+        ("2001:DB8::/32", ["2001:db8::7"], METADATA),
+        ("128.0.0.0/1", ["198.51.100.7"], [*METADATA, "172.20.1.1", "192.168.1.1"]),
+        ("1:2:3:4:5:6:7:8/127", ["1:2:3:4:5:6:7:9"], METADATA),
+        ("fc00::/6", ["ff00::7"], [*METADATA, "fd12::7"]),
+    ],
+)
+def test_of_a_block_of_yours_is_left_out_what_is_in_it(cidr: str, open_to: list[str], closed_to: list[str]) -> None:
+    objects = networked(internet={"cidr": cidr})
+    assert list(misshapen(objects)) == []
+    worker = ends(objects)["ray-worker"]
+    assert [address for address in open_to if not reaches(objects, worker, outside(address), 443)] == []
+    assert [address for address in closed_to if reaches(objects, worker, outside(address), 443)] == []
+
+
+@pytest.mark.parametrize(
+    "cidr", ["169.254.169.254/32", "169.254.0.0/16", "10.1.0.0/16", "fe80::/64", "fd00:ec2::254/128"]
+)
+def test_a_block_of_which_nothing_is_left_is_refused_and_not_opened(cidr: str) -> None:
+    with pytest.raises(helm.HelmRenderError, match=f"networkPolicy.internet.cidr is {cidr}"):
+        networked(internet={"cidr": cidr})
+
+
+def test_a_private_block_is_open_once_it_is_no_exception() -> None:
+    objects = networked(internet={"cidr": "10.1.0.0/16", "except": ["10.1.2.0/24"]})
+    api = ends(objects)["api"]
+    assert reaches(objects, api, outside("10.1.1.1"), 443)
+    assert not reaches(objects, api, outside("10.1.2.1"), 443)
+
+
 def test_a_narrow_network_lets_the_ingress_in_and_no_other() -> None:
     objects = rendered("a narrow network")
     api = ends(objects)["api"]
@@ -116,9 +221,11 @@ def test_a_door_left_open_is_noticed() -> None:
     policies["dbserve-redis"]["ingress"][0]["from"].append({"namespaceSelector": {}})
     policies["dbserve-ray"]["ingress"][0].pop("from")
     policies["dbserve-ray-worker"]["egress"][-1]["to"][0]["ipBlock"]["except"].remove("169.254.0.0/16")
+    policies["dbserve-api"]["egress"][-1]["to"][0]["ipBlock"]["except"].append("fe80::/10")
     assert reaches(objects, stranger(), found["redis"], REDIS)
     assert reaches(objects, stranger(), found["ray-head"], DASHBOARD)
     assert reaches(objects, found["ray-worker"], outside(METADATA[0]), 443)
+    assert list(misshapen(objects)) == ["dbserve-api: fe80::/10 of 0.0.0.0/0"]
 
 
 @pytest.mark.parametrize("component", ["api", "redis"])

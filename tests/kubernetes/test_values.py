@@ -41,7 +41,7 @@ ALL_ON: dict[str, Any] = {
         "prometheusRule": True,
         "dashboards": {"enabled": True},
     },
-    "networkPolicy": {"apiFrom": [{"a": "b"}]},
+    "networkPolicy": {"apiFrom": [{"a": "b"}], "podIdentity": {"cidrs": ["169.254.170.23/32"]}},
 }
 BASES: list[dict[str, Any]] = [
     ALL_ON,
@@ -72,7 +72,11 @@ OTHERS: dict[str, Any] = {
     "monitoring.interval": "30s",
     "monitoring.runbookUrl": "https://a.example/runbook.md",
     "data.mountPath": "/sets",
+    "api.forwardedAllowIps": ["10.0.0.0/8", "::1"],
     "networkPolicy.apiFrom": [{"team": "a"}],
+    "networkPolicy.dns.namespaces": ["openshift-dns"],
+    "networkPolicy.dns.cidrs": ["169.254.20.10/32"],
+    "networkPolicy.podIdentity.cidrs": ["169.254.169.254/32"],
     "networkPolicy.internet.cidr": "198.51.100.0/24",
     "networkPolicy.internet.except": [],
     "networkPolicy.kubernetesApi.cidrs": ["192.0.2.1/32"],
@@ -215,6 +219,12 @@ def test_all_keys_are_known_to_the_schema_but_those_of_maps_that_are_yours() -> 
         {"redis": {"resources": {"limits": {"memory": "lots"}}}},
         {"settings": {"log_level": "loud"}},
         {"networkPolicy": {"internet": {"except": ["everywhere"]}}},
+        {"networkPolicy": {"internet": {"cidr": "::ffff:10.0.0.0/104"}}},
+        {"networkPolicy": {"internet": {"ports": []}}},  # which would be all
+        {"networkPolicy": {"dns": {"cidrs": ["169.254.20.10"]}}},
+        {"networkPolicy": {"dns": {"namespaces": [""]}}},
+        {"api": {"forwardedAllowIps": ["*"]}},
+        {"api": {"forwardedAllowIps": ["proxy.example.com"]}},
         {"keys": {"existingSecret": "Not A Name"}},
     ],
     ids=str,
@@ -235,6 +245,7 @@ def test_a_value_that_cannot_be_meant_is_refused(values: dict[str, Any]) -> None
         ),
         ({"redis": {"tls": {"enabled": True}}}, "redis.tls.existingSecret"),
         ({"artifacts": {"kind": "object"}}, "artifacts.object.uri"),
+        ({"networkPolicy": {"dns": {"namespaces": []}}}, "networkPolicy.dns"),
     ],
     ids=str,
 )
