@@ -41,6 +41,7 @@ def start(engine: Engine, network: str, images: Mapping[str, str], variables: Ma
 
 def expanded(value: str, variables: Mapping[str, str]) -> str:
     """KeyError for a variable that must be given and is not."""
+    value = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: variables.get(found[1]) or found[2], value)
     return re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: variables[found[1]], value).replace("$$", "$")
 
 
@@ -59,8 +60,9 @@ def _environment(given: Mapping[str, str], _: str, variables: Mapping[str, str])
     return [f"--env={key}={expanded(value, variables)}" for key, value in given.items()]
 
 
-def _volumes(given: list[str], network: str, _: Mapping[str, str]) -> list[str]:
-    return [f"--volume={network}-{volume}" if ":" in volume else f"--volume={volume}" for volume in given]
+def _volumes(given: list[str], network: str, variables: Mapping[str, str]) -> list[str]:
+    volumes = [expanded(volume, variables) for volume in given]
+    return [f"--volume={network}-{volume}" if ":" in volume else f"--volume={volume}" for volume in volumes]
 
 
 def _health(given: Mapping[str, Any], _: str, variables: Mapping[str, str]) -> list[str]:

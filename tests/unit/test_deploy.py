@@ -11,6 +11,7 @@ import pytest
 import typer.main
 import yaml
 
+from dbserve.admission import NOTHING, parse_allowed
 from dbserve.cli import cli
 from dbserve.settings import PREFIX, Settings
 from dbserve.store.acl import USERS, password_hashes
@@ -28,6 +29,12 @@ COMMANDS = set(typer.main.get_command(cli).commands)  # type: ignore[attr-define
 
 every_service = pytest.mark.parametrize("name", SERVICES)
 every_image = pytest.mark.parametrize("file", ["Containerfile", "Containerfile.worker"])
+
+
+def expanded(text: str, **given: str) -> str:
+    """As compose does it: ${NAME:-default}, and a value of its own for each ${NAME:?}."""
+    text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: given.get(found[1]) or found[2], text)
+    return re.sub(r"\$\{\w+:\?[^}]*\}", "0123456789abcdef", text)
 
 
 def words(service: dict[str, Any]) -> str:
@@ -60,7 +67,7 @@ def test_what_is_built_here_has_our_version_and_a_root_that_is_read_only(name: s
 def test_what_a_service_refers_to_is_there(name: str) -> None:
     service = SERVICES[name]
     for volume in service.get("volumes", ()):
-        source, _, target = volume.partition(":")
+        source, _, target = expanded(volume).partition(":")
         assert (DEPLOY / source).exists() if source[0] == "." else not target or source in COMPOSE["volumes"], volume
     assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"])
     for needed, how in service.get("depends_on", {}).items():
@@ -82,10 +89,16 @@ def test_a_service_is_given_settings_that_there_are(name: str) -> None:
     assert given <= {PREFIX + field.upper() for field in Settings.model_fields}
 
 
+def settings_of(name: str, patch: pytest.MonkeyPatch, **given: str) -> Settings:
+    """As a service reads them, of a .env with `given`."""
+    with patch.context() as environment:
+        for key, value in SERVICES[name]["environment"].items():
+            environment.setenv(key, expanded(value, **given))
+        return Settings()
+
+
 def test_the_settings_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in SERVICES["api"]["environment"].items():
-        monkeypatch.setenv(key, re.sub(r"\$\{\w+:[^}]*\}", "0123456789abcdef", value))
-    settings = Settings()
+    settings = settings_of("api", monkeypatch)
     assert len(settings.api_keys) == 1
     assert settings.scrape_key is not None
     assert settings.redis_url == "redis://redis:6379/0"
@@ -98,6 +111,29 @@ def test_every_value_that_is_asked_for_is_in_the_example_and_has_none_there() ->
     assert set(example) == asked
     assert not any(example.values())
     assert ".env" in (DEPLOY / ".gitignore").read_text().split()
+
+
+def test_every_value_that_may_be_given_is_told_of_in_the_example() -> None:
+    told = re.findall(r"^# (\w+)=.+$", (DEPLOY / "env.example").read_text(), flags=re.MULTILINE)
+    assert sorted(told) == sorted(set(re.findall(r"\$\{(\w+):-", TEXT)))
+
+
+@pytest.mark.parametrize("allowed", [None, "", "/data", "s3://bucket/sets, /data"])
+def test_who_admits_data_and_who_opens_them_allow_the_same(
+    allowed: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {} if allowed is None else {"DBSERVE_DATA_ALLOW": allowed}
+    found = [settings_of(name, monkeypatch, **given) for name in ("api", "reconciler", "ray-worker")]
+    assert {settings.data_allow for settings in found} == {allowed or None}
+    rules = {str(settings.data_rules) for settings in found}
+    assert rules == {str(parse_allowed(allowed) if allowed else NOTHING)}
+
+
+@pytest.mark.parametrize(("given", "source"), [({}, "data"), ({"DATA_DIR": "/srv/shards"}, "/srv/shards")], ids=str)
+def test_who_looks_at_data_sees_the_same_directory_and_cannot_write_there(given: dict[str, str], source: str) -> None:
+    [example] = re.findall(r"^# DBSERVE_DATA_ALLOW=(.*)$", (DEPLOY / "env.example").read_text(), flags=re.MULTILINE)
+    for name in ("ray-worker", "api"):
+        assert f"{source}:{example}:ro" in [expanded(volume, **given) for volume in SERVICES[name]["volumes"]]
 
 
 def test_redis_keeps_what_was_accepted() -> None:
