@@ -153,6 +153,12 @@ class ProjectForbidden(DbserveError):
     code = "forbidden_project"
 
 
+class ForeignRequest(DbserveError):
+    """Where no key is asked for, only this machine's own names are answered, and its own page."""
+
+    code = "forbidden_foreign"
+
+
 class RateLimited(DbserveError):
     """Too many requests within a minute; try again after Retry-After seconds."""
 

@@ -1,4 +1,8 @@
-"""Notes every request that changes something, or was refused to, before it is answered."""
+"""Notes every request that changes something, or was refused to, before it is answered.
+
+The stream in Redis has what somebody with a key did, and so many bad keys a minute; the process log has the rest, too:
+whoever has no key is to wash no stream clean, and to cost no write.
+"""
 
 import logging
 import re
@@ -9,7 +13,7 @@ from typing import Any, cast
 from starlette.datastructures import Headers, State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dbserve.api.auth import identity_of
+from dbserve.api.auth import identity_of, is_known
 from dbserve.api.context import Services
 from dbserve.api.scopes import CHANGES_NOTHING
 from dbserve.contracts.audit import AuditEntry
@@ -19,7 +23,7 @@ from dbserve.errors import StoreUnavailable
 log = logging.getLogger("dbserve.audit")
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
-TOO_MANY = 429  # told in the log alone: whoever floods us is not to wash the stream clean
+TOO_MANY = 429  # told in the process log alone, as what met no door
 _NAMEABLE = re.compile(r"[A-Za-z0-9]{1,40}")  # ids and numbers; a secret that somebody took for one is longer
 _PARAMETER = re.compile(r"\{(\w+)\}")
 
@@ -72,7 +76,7 @@ class Auditing:
             request_id=state.request_id,
         )
         log.info("audit", extra={"project": project, **entry.model_dump(exclude={"at", "request_id"})})
-        if status == TOO_MANY:
+        if status == TOO_MANY or not is_known(state):
             return
         try:
             with self._services.outage.noticing():

@@ -12,9 +12,10 @@ from starlette.exceptions import HTTPException
 
 from dbserve.api.context import Services, With
 from dbserve.api.doorkeeper import Identity
+from dbserve.api.guards import foreign
 from dbserve.api.scopes import NEEDS, missing
 from dbserve.contracts.key import ALL_PROJECTS, DEFAULT_PROJECT, PROJECT, Scope
-from dbserve.errors import ConfigInvalid, ProjectForbidden, RateLimited, ScopeMissing, StoreUnavailable
+from dbserve.errors import ConfigInvalid, ForeignRequest, ProjectForbidden, RateLimited, ScopeMissing, StoreUnavailable
 from dbserve.store.rates import WINDOW_SECONDS, Rate
 
 FAILURES_A_MINUTE = 60  # keys that do not open, of one address
@@ -65,10 +66,15 @@ async def permit(request: Request, services: With, given: _Given, named: _Named 
     """Lets in whom the table of scopes lets in, or raises: 401, 403, 429, and 503 where a key cannot be checked."""
     identity = await services.door.identify(None if given is None else given.credentials)
     if identity is None:
-        await _count_failure(request, services)
+        if given is not None:  # who sends no key guesses none, and is to learn that one is asked for
+            await _count_failure(request, services)
         raise HTTPException(
             401, "send the API key as Authorization: Bearer ...", headers={"WWW-Authenticate": "Bearer"}
         )
+    if identity.key_id is None:
+        why = foreign(request.method, request.headers, services.settings.allowed_origins)
+        if why is not None:
+            raise ForeignRequest(why)
     noted(request).identity = identity
     project = noted(request).project = _acts_in(identity.home, named)
     if services.settings.rate_limit and identity.key_id is not None and not identity.scrapes:
@@ -83,7 +89,8 @@ Asking = Annotated[Caller, Depends(permit)]
 
 
 def noted(request: Request) -> State:
-    """What is known of a request while it is served: `request_id`, `identity`, `project`, `headers` of its answer."""
+    """What is known of a request while it is served: `request_id`, `identity`, `project`, `headers` of its answer;
+    `counted`, where its key opened nothing and that was counted."""
     return request.state
 
 
@@ -119,8 +126,9 @@ async def _count_failure(request: Request, services: Services) -> None:
     rate = await _counted(services, f"address:{address}", FAILURES_A_MINUTE)
     if rate is not None and not rate.allowed:
         raise RateLimited(
-            f"{FAILURES_A_MINUTE} requests a minute from one address may come without a good key", rate.wait
+            f"{FAILURES_A_MINUTE} requests a minute from one address may come with a key that does not open", rate.wait
         )
+    noted(request).counted = rate is not None
 
 
 async def _counted(services: Services, what: str, limit: int) -> Rate | None:
@@ -128,6 +136,11 @@ async def _counted(services: Services, what: str, limit: int) -> Rate | None:
     with contextlib.suppress(StoreUnavailable), services.outage.noticing():
         return await services.store.rates.count(what, limit)
     return None
+
+
+def is_known(state: State) -> bool:
+    """Whether it came past the door, or its key was counted as one that does not open: there are so many of them."""
+    return identity_of(state) is not None or bool(getattr(state, "counted", False))
 
 
 def identity_of(state: State) -> Identity | None:

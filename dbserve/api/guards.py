@@ -1,6 +1,11 @@
-"""What browsers are told with every answer, unless a route says otherwise; and which other pages may read answers."""
+"""What browsers are told with every answer, unless a route says otherwise; and what pages of others may do."""
 
-from collections.abc import Iterable, Mapping, MutableSequence
+from collections.abc import Collection, Iterable, Mapping, MutableSequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+
+from dbserve.settings import is_loopback
 
 Header = tuple[bytes, bytes]
 
@@ -23,6 +28,34 @@ REPORT = {
 CORS_METHODS = ("GET", "POST", "DELETE")
 CORS_ASKS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Dbserve-Project", "X-Request-ID")
 CORS_SHOWS = ("Idempotent-Replayed", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
+
+_LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def foreign(method: str, headers: Headers, origins: Collection[str]) -> str | None:
+    """Why a request that no key vouches for is not answered, if it is not. Pure.
+
+    A page whose name is turned to 127.0.0.1 (DNS rebinding) is of the API's own origin to its browser: its name in
+    Host gives it away. Any other page may send what asks for no preflight; `origins` are those that are meant to.
+    """
+    hosts = headers.getlist("host")
+    if len(hosts) != 1 or not is_loopback(_name(hosts[0])):
+        return "without API keys the service is reached as localhost or 127.0.0.1 alone: make a key to use another name"
+    origin = headers.get("origin")
+    if method in _LOOKING or origin in origins:
+        return None
+    elsewhere = origin is not None and origin.partition("://")[2].lower() != hosts[0].lower()
+    if elsewhere or headers.get("sec-fetch-site") == "cross-site":
+        return "without API keys pages of other origins change nothing here: list this one in DBSERVE_CORS_ORIGINS"
+    return None
+
+
+def _name(host: str) -> str:
+    """Of a Host header, without its port; "" of what is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def guard(headers: MutableSequence[Header], more: Iterable[Header] = ()) -> None:

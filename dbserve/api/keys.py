@@ -70,7 +70,10 @@ async def show_caller(caller: Asking) -> CallerView:
     },
 )
 async def create_key(request: Request, caller: Asking, asked: Asked, services: With, response: Response) -> KeyCreated:
-    """A new key, which is answered here and never again. It may do no more than the key that makes it."""
+    """A new key, which is answered here and never again. It may do no more than the key that makes it, nor outlive it.
+
+    Where no expiry is given it has that of the key that makes it.
+    """
     project = asked.project or caller.project
     if not caller.every_project and project != caller.project:
         raise ProjectForbidden("this API key makes keys of its own project alone")
@@ -87,7 +90,7 @@ async def create_key(request: Request, caller: Asking, asked: Asked, services: W
         sha256=credentials.digest(secret),
         created_at=now,
         created_by=caller.key_id or "",
-        expires_at=None if asked.expires_in_seconds is None else now + asked.expires_in_seconds,
+        expires_at=_expiry(caller.identity.expires_at, asked.expires_in_seconds, now=now),
     )
     await services.store.api_keys.add(key)
     services.door.close()
@@ -124,9 +127,12 @@ async def rotate_key(
 ) -> KeyCreated:
     """A new secret, which is answered here and never again; the one before goes on for a while.
 
-    One that was replaced before that ends at once. 409 for a key that has ended.
+    One that was replaced before that ends at once. 409 for a key that has ended; 403 for one that may do more than the
+    key that asks, or outlives it.
     """
     _refuse_more(caller, found.key.scopes)
+    if _outlives(found.key.expires_at, caller.identity.expires_at):
+        raise ScopeMissing("this API key expires, and rotates no key that outlives it")
     secret = credentials.new_secret()
     key = await services.store.api_keys.rotate(
         found.key.id, credentials.digest(secret), at=time.time(), grace_seconds=query.grace_seconds
@@ -139,6 +145,18 @@ def _refuse_more(caller: Caller, scopes: tuple[Scope, ...]) -> None:
     """Raises ScopeMissing: whoever could get at a key that may do more would have what it may."""
     if more := [scope.value for scope in scopes if scope not in caller.scopes]:
         raise ScopeMissing(f"this API key hands out no scope that it lacks: {', '.join(more)}")
+
+
+def _outlives(expires_at: float | None, maker_at: float | None) -> bool:
+    return maker_at is not None and (expires_at is None or expires_at > maker_at)
+
+
+def _expiry(maker_at: float | None, asked_seconds: int | None, *, now: float) -> float | None:
+    """Unix seconds. Raises KeyInvalid: a key that ends would live on in the one it makes."""
+    expires_at = maker_at if asked_seconds is None else now + asked_seconds
+    if _outlives(expires_at, maker_at):
+        raise KeyInvalid([Fault("/expires_in_seconds", "outlives_maker", "it would outlive the key that makes it")])
+    return expires_at
 
 
 def _view(found: Found) -> KeyView:

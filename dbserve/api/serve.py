@@ -3,9 +3,10 @@
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import uvicorn
+from fastapi import FastAPI
 
 from dbserve.api.app import create_app
 from dbserve.api.wire import BoundedHttp
@@ -32,16 +33,24 @@ def serve(settings: Settings, *, announce: Callable[[str], None] = print) -> Non
     with contextlib.closing(_listen(settings.host, settings.port)) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         announce(f"http://{host}:{listener.getsockname()[1]}")
-        config = uvicorn.Config(
-            app,
-            http=BoundedHttp,
-            log_config=None,  # its lines come as ours do
-            log_level=settings.log_level,
-            access_log=False,  # the envelope says more, and less
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            server_header=False,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(configured(app, settings, os.environ)).run(sockets=[listener])
+
+
+def configured(app: FastAPI, settings: Settings, environment: Mapping[str, str]) -> uvicorn.Config:
+    """How uvicorn serves the API. Addresses that X-Forwarded-For tells are believed of the proxies in
+    FORWARDED_ALLOW_IPS alone; left to itself uvicorn believes whatever this machine sends."""
+    proxies = environment.get("FORWARDED_ALLOW_IPS")
+    return uvicorn.Config(
+        app,
+        http=BoundedHttp,
+        log_config=None,  # its lines come as ours do
+        log_level=settings.log_level,
+        access_log=False,  # the envelope says more, and less
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        server_header=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -53,7 +53,8 @@ export async function ask(path, { method = "GET", headers = {}, body, signal, ca
   if (dated && Math.abs(dated - Date.now() - skew) > 2000) skew = dated - Date.now();
   if (answer.ok) return answer;
   const problem = new Problem(answer.status, await answer.json().catch(() => ({})));
-  if (problem.status === 401 && held === key.get()) refused(Boolean(held)); // else: of a key given up meanwhile
+  const asked = problem.status === 401 || (problem.status === 429 && !held); // too many without a key: one is asked for
+  if (asked && held === key.get()) refused(Boolean(held)); // else: of a key given up meanwhile
   throw problem;
 }
 

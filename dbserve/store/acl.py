@@ -62,7 +62,7 @@ USERS = (
     User(
         "reconciler",
         f"{_ATTEMPTS} info hexists hkeys hlen lpush ltrim pexpire renamenx scan sismember smembers xdel xrange zrange "
-        "zrangebyscore zrem zunionstore",
+        "zrangebyscore zrem",
         (*_OF_SERVICE, keys.LEASE, keys.UPGRADE),
     ),
     User("worker", _ATTEMPTS, _OF_ALL),

@@ -10,9 +10,11 @@ Values of older ones are still read, so an upgrade that was cut short is simply 
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
+from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
@@ -31,7 +33,17 @@ from dbserve.store.lease import Lease
 SCHEMA = "3"
 UPGRADABLE = ("1", "2")
 UPGRADE_SECONDS = 60.0  # how long another process's upgrade is left alone before it is taken for dead
+LISTED_AT_ONCE = 500  # jobs or models in one round trip
 EVICTING = "Redis evicts data when memory is short (maxmemory-policy {policy}), and a job could be lost: set noeviction"
+
+Keep = Callable[[], Awaitable[None]]  # renews the upgrade's lease, or raises StoreUnavailable
+Read = Callable[[Pipeline, str], None]  # asks for one record
+
+
+class _Owned(BaseModel):
+    """Of a record, the project alone."""
+
+    project: str = DEFAULT_PROJECT
 
 
 class Schema:
@@ -83,22 +95,49 @@ class Schema:
         lease, holder = Lease(self._redis, keys.UPGRADE), secrets.token_hex(8)
         if not await lease.hold(holder, ttl_seconds=UPGRADE_SECONDS):
             raise StoreUnavailable("another process is upgrading what Redis holds; try again when it is done")
-        async with reaching_redis():
-            ids = cast(list[str], await self._redis.zrange(keys.JOBS, 0, -1))  # pyright: ignore[reportUnknownMemberType]
-        await self._renew_requests(of_first_schema=schema == "1")
-        for job_id in ids if schema == "1" else ():
-            await self._upgrade_job(job_id)
+
+        async def keep() -> None:
             if not await lease.hold(holder, ttl_seconds=UPGRADE_SECONDS):
                 raise StoreUnavailable("another process took the upgrade over")
-        async with reaching_redis("write"):  # of sorted sets whose members all have the same score: copies
-            await self._redis.zunionstore(keys.jobs_of(DEFAULT_PROJECT), [keys.JOBS])
-            await self._redis.zunionstore(keys.models_of(DEFAULT_PROJECT), [keys.MODELS])
+
+        try:
+            return await self._upgrade(schema, keep)
+        finally:
+            with suppress(StoreUnavailable):  # it ends by itself, and what went wrong is to be told
+                await lease.drop(holder)
+
+    async def _upgrade(self, schema: str, keep: Keep) -> int:
+        jobs = await self._members(keys.JOBS)
+        await self._renew_requests(keep, of_first_schema=schema == "1")
+        for job_id in jobs if schema == "1" else ():
+            await self._upgrade_job(job_id)
+            await keep()
+        await self._list(keys.jobs_of(DEFAULT_PROJECT), jobs, _read_job, keep)
+        await self._list(keys.models_of(DEFAULT_PROJECT), await self._members(keys.MODELS), _read_model, keep)
+        async with reaching_redis("write"):
             if ids_of_webhooks := await cast(Awaitable[list[str]], self._redis.hkeys(keys.WEBHOOKS)):
                 await self._redis.sadd(keys.WEBHOOK_IDS, *ids_of_webhooks)
         async with reaching_redis():
             await self._redis.set(keys.SCHEMA_KEY, SCHEMA)
-        await lease.drop(holder)
-        return len(ids)
+        return len(jobs)
+
+    async def _members(self, listed: str) -> list[str]:
+        async with reaching_redis():
+            return cast(list[str], await self._redis.zrange(listed, 0, -1))  # pyright: ignore[reportUnknownMemberType]
+
+    async def _list(self, under: str, ids: Sequence[str], read: Read, keep: Keep) -> None:
+        """Lists in the default project what is its own: what no project is written of, and nothing of another's."""
+        for start in range(0, len(ids), LISTED_AT_ONCE):
+            some = ids[start : start + LISTED_AT_ONCE]
+            async with reaching_redis("write"), self._redis.pipeline(transaction=False) as pipe:
+                for found in some:
+                    read(pipe, found)
+                records = cast(list[str | None], await pipe.execute())
+                if ours := [
+                    found for found, raw in zip(some, records, strict=True) if _project(raw) == DEFAULT_PROJECT
+                ]:
+                    await self._redis.zadd(under, dict.fromkeys(ours, 0))
+            await keep()
 
     async def _upgrade_job(self, job_id: str) -> None:
         async def attempt(pipe: Pipeline) -> None:
@@ -135,17 +174,17 @@ class Schema:
 
         await transaction(self._redis, [keys.job(job_id), keys.tasks(job_id)], attempt)
 
-    async def _renew_requests(self, *, of_first_schema: bool) -> None:
+    async def _renew_requests(self, keep: Keep, *, of_first_schema: bool) -> None:
         """A repeated request is known in its project; and by the digest of its spec, which has more fields than in the
-        first schema."""
+        first schema. One may expire at any moment, and a scan may tell of one twice: what is gone is done."""
         async with reaching_redis():
             every = cast(AsyncIterator[str], self._redis.scan_iter(match=keys.EVERY_REQUEST))  # pyright: ignore[reportUnknownMemberType]
-            for found in [key async for key in every]:
+            for found in list(dict.fromkeys([key async for key in every])):
+                await keep()
                 key = found
                 if key.count(":") == keys.EVERY_REQUEST.count(":"):
                     key = keys.EVERY_REQUEST.replace("*", f"{DEFAULT_PROJECT}:{found.rpartition(':')[2]}")
-                    if not await self._redis.renamenx(found, key):
-                        await self._redis.delete(found)
+                    await self._rename(found, key)
                 if not of_first_schema:
                     continue
                 raw = cast(str | None, await self._redis.get(key))
@@ -154,6 +193,27 @@ class Schema:
                 if spec is not None:
                     renewed = json.dumps(known | {"digest": unpacked(JobSpec, spec).digest()})
                     await self._redis.set(key, renewed, xx=True, keepttl=True)
+
+    async def _rename(self, found: str, key: str) -> None:
+        try:
+            if not await self._redis.renamenx(found, key):
+                await self._redis.delete(found)
+        except ResponseError as refused:
+            if "no such key" not in str(refused):
+                raise
+
+
+def _read_job(pipe: Pipeline, job_id: str) -> None:
+    pipe.hget(keys.job(job_id), "record")
+
+
+def _read_model(pipe: Pipeline, model_id: str) -> None:
+    pipe.get(keys.model(model_id))
+
+
+def _project(raw: str | None) -> str:
+    """Whose a job or a model is, as it is stored. Before there were projects none was written."""
+    return DEFAULT_PROJECT if raw is None else unpacked(_Owned, raw).project
 
 
 def _upgraded(task: Task, fresh: Task) -> Task:

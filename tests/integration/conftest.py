@@ -71,5 +71,5 @@ def api_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def http(redis_url: str, api_directory: Path, store: JobStore) -> AsyncIterator[httpx.AsyncClient]:
     """The API on this Redis, without a socket in between."""
     app = create_app(settings(redis_url, api_directory), store)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client

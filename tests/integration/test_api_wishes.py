@@ -107,7 +107,7 @@ async def test_each_key_has_a_quota_of_its_own_and_learns_when_to_come_back(
 ) -> None:
     chosen = settings(redis_url, api_directory, api_key=",".join(two_keys), max_jobs_per_key=1)
     transport = httpx.ASGITransport(app=create_app(chosen, store))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
 
         async def submit(key: str) -> httpx.Response:
             return await http.post(

@@ -35,7 +35,7 @@ def app(redis_url: str, tmp_path: Path, api_directory: Path, store: JobStore) ->
 @pytest.fixture
 async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, client=("192.0.2.7", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 
 
@@ -82,21 +82,34 @@ async def test_what_was_refused_is_noted_too(http: httpx.AsyncClient, store: Job
     ]
 
 
-async def test_attempts_without_a_good_key_are_no_projects_and_are_shown_to_the_operator(
+async def test_attempts_with_a_bad_key_are_no_projects_and_are_shown_to_the_operator(
     http: httpx.AsyncClient, store: JobStore
 ) -> None:
     red = await a_key(store, "red")
-    for key in (None, "garbage", red[:-1] + ("0" if red[-1] != "0" else "1")):
+    for key in ("garbage", red[:-1] + ("0" if red[-1] != "0" else "1")):
         assert (await ask(http, ("DELETE", "/v1/jobs/{job_id}"), UNKNOWN, key)).status_code == 401
-    assert (await http.post("/v1/jobs", content=b" " * 2_000_000)).status_code == 413
     assert await entries(http, red) == []
     found = await entries(http, BOOTSTRAP, "?deployment=true")
-    assert [(one["status"], one["key_id"], one["route"]) for one in found] == [
-        (413, None, "unmatched"),
-        *[(401, None, "/v1/jobs/{job_id}")] * 3,
-    ]
+    assert [(one["status"], one["key_id"], one["route"]) for one in found] == [(401, None, "/v1/jobs/{job_id}")] * 2
     refused = await http.get("/v1/audit?deployment=true", headers={"Authorization": f"Bearer {red}"})
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden_project")
+
+
+async def test_who_sends_no_key_writes_nothing_into_redis_and_is_in_the_process_log(
+    http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "dbserve.audit"):
+        statuses = [
+            (await http.post("/nowhere")).status_code,
+            (await http.delete("/v1/plans")).status_code,
+            (await http.post("/v1/jobs", content=b"", headers={"Content-Encoding": "gzip"})).status_code,
+            (await http.post("/v1/jobs", content=b" " * 2_000_000)).status_code,
+            (await http.post("/v1/jobs")).status_code,
+        ]
+    assert statuses == [404, 405, 415, 413, 401]
+    told = [record.__dict__["status"] for record in caplog.records if record.message == "audit"]
+    assert told == statuses
+    assert await entries(http, BOOTSTRAP, "?deployment=true") == []
 
 
 async def test_an_operators_act_stands_in_the_log_of_the_project_that_it_touches(
@@ -150,7 +163,7 @@ async def test_an_entry_is_a_line_of_the_log_whatever_becomes_of_redis(
     try:
         app = create_app(settings(server.url, tmp_path, api_key=BOOTSTRAP), store)
         job_id = await submitted(store)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
             with server.stopped(), caplog.at_level(logging.INFO, "dbserve.audit"):
                 answer = await ask(http, ("DELETE", "/v1/jobs/{job_id}"), {"job_id": job_id}, BOOTSTRAP)
                 assert answer.status_code == 503

@@ -42,7 +42,7 @@ async def redis(redis_url: str) -> Any:
 
 def client_of(app: Any, key: str) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app)
-    return httpx.AsyncClient(transport=transport, base_url="http://test", headers=bearer(key))
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=bearer(key))
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -172,6 +172,39 @@ async def test_no_key_makes_one_that_may_do_more_than_itself(http: httpx.AsyncCl
     assert (await made(http, admin, scopes=["admin"]))["project"] == "red"
 
 
+async def test_no_key_outlives_the_one_that_makes_it(http: httpx.AsyncClient, store: JobStore) -> None:
+    ends = time.time() + 3600
+    brief = await a_key(store, "red", expires_at=ends)
+    kept = await a_key(store, "red", (Scope.READ,))
+    assert await expiry(store, (await made(http, brief))["id"]) == ends, "it has its maker's"
+    shorter = await made(http, brief, expires_in_seconds=60)
+    assert (await expiry(store, shorter["id"]) or ends) < ends
+    longer = {"name": "k", "scopes": ["read"], "expires_in_seconds": 7200}
+    refused = await http.post("/v1/keys", json=longer, headers=bearer(brief))
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/expires_in_seconds")
+    rotated = await http.post(f"/v1/keys/{kept[4:16]}/rotate", headers=bearer(brief))
+    assert rotated.status_code == 403, "it would be told a secret that outlives its own"
+    for own in (shorter["id"], brief[4:16]):
+        assert (await http.post(f"/v1/keys/{own}/rotate", headers=bearer(brief))).status_code == 200
+
+
+async def expiry(store: JobStore, key_id: str) -> float | None:
+    key, _ = await store.api_keys.find(key_id)
+    return key.expires_at
+
+
+async def test_of_a_bootstrap_key_its_place_is_shown_and_nothing_to_guess_it_by(
+    redis_url: str, api_directory: Path, store: JobStore
+) -> None:
+    second = "another-key-of-the-operator"
+    app = create_app(settings(redis_url, api_directory, api_key=f"{BOOTSTRAP},{second}"), store)
+    async with client_of(app, second) as http:
+        assert (await made(http, BOOTSTRAP))["created_by"] == "bootstrap-1"
+        assert (await made(http, second))["created_by"] == "bootstrap-2"
+        assert (await http.get("/v1/me")).json()["key_id"] == "bootstrap-2"
+        assert [one["key_id"] for one in (await http.get("/v1/audit")).json()["data"]] == ["bootstrap-2", "bootstrap-1"]
+
+
 @pytest.mark.parametrize(
     ("asked", "pointer"),
     [
@@ -247,6 +280,25 @@ async def test_the_first_key_closes_a_service_that_asked_for_none(
     async with client_of(again, "none") as http:
         assert (await http.get("/v1/jobs")).status_code == 401
     await other.state.services.opened.aclose()
+
+
+async def test_a_name_turned_to_this_machine_reads_and_changes_nothing_until_keys_are_asked_for(
+    redis_url: str, api_directory: Path, store: JobStore
+) -> None:
+    app = create_app(settings(redis_url, api_directory), store)
+    turned = {"Host": "evil.example.org"}
+    async with client_of(app, "none") as http:
+        for path in ("/v1/jobs", "/v1/me", "/v1/keys", "/metrics"):
+            answer = await http.get(path, headers=turned)
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden_foreign"), path
+            assert "make a key" in answer.json()["detail"]
+        assert (await http.post("/v1/keys", json=ADMIN, headers=turned)).status_code == 403
+        assert (await http.post("/v1/jobs", headers={"Origin": "https://evil.example.org"})).status_code == 403
+        for probe in ("/healthz", "/readyz"):
+            assert (await http.get(probe, headers=turned)).status_code == 200
+        assert (await store.audit.page(ALL_PROJECTS, limit=10))[0] == []
+        key = (await http.post("/v1/keys", json=ADMIN)).json()["key"]
+        assert (await http.get("/v1/jobs", headers=bearer(key) | turned)).status_code == 200, "a key vouches for it"
 
 
 async def test_a_service_that_others_reach_asks_though_there_is_no_key(

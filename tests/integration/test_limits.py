@@ -2,12 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from dbserve.api.app import create_app
 from dbserve.api.auth import FAILURES_A_MINUTE
+from dbserve.api.serve import configured
 from dbserve.store import JobStore
 from dbserve.store.rates import Rate, rate
 from tests.chaos.durable_redis import DurableRedis
@@ -20,7 +22,7 @@ BOOTSTRAP = "a-bootstrap-key-of-the-operator"
 def asking(app: object, key: str, address: str = "192.0.2.1") -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, client=(address, 1))  # type: ignore[arg-type]
     return httpx.AsyncClient(
-        transport=transport, base_url="http://test", headers={"Authorization": f"Bearer {key}"}, timeout=30
+        transport=transport, base_url="http://localhost", headers={"Authorization": f"Bearer {key}"}, timeout=30
     )
 
 
@@ -67,10 +69,39 @@ async def test_an_address_whose_keys_do_not_open_is_told_to_wait_but_a_good_key_
         refused = await http.get("/v1/jobs")
         assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
         assert int(refused.headers["Retry-After"]) >= 1
+        del http.headers["Authorization"]
+        for _ in range(FAILURES_A_MINUTE + 1):
+            assert (await http.get("/v1/jobs")).status_code == 401, "who sends none is told that one is asked for"
     async with asking(app, BOOTSTRAP) as http:
         assert (await http.get("/v1/jobs")).status_code == 200
     async with asking(app, "garbage", "192.0.2.2") as http:
         assert (await http.get("/v1/jobs")).status_code == 401
+
+
+async def test_those_who_send_no_key_lock_nobody_out(redis_url: str, api_directory: Path, store: JobStore) -> None:
+    async with asking(create_app(settings(redis_url, api_directory, api_key=BOOTSTRAP), store), "garbage") as http:
+        for _ in range(FAILURES_A_MINUTE):
+            assert (await http.get("/v1/jobs", headers={"Authorization": ""})).status_code == 401
+        assert (await http.get("/v1/jobs")).status_code == 401, "not counted: 429 is for keys that do not open"
+
+
+@pytest.mark.parametrize(("trusted", "address"), [(None, "127.0.0.1"), ("127.0.0.1", "192.0.2.9")])
+async def test_a_forwarded_address_is_believed_of_the_proxies_that_are_named_alone(
+    tmp_path: Path, trusted: str | None, address: str
+) -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["client"][0])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    environment = {"FORWARDED_ALLOW_IPS": trusted} if trusted else {}
+    config = configured(app, settings("unix:///no", tmp_path), environment)  # type: ignore[arg-type]
+    config.load()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(config.loaded_app), base_url="http://localhost") as http:
+        await http.get("/", headers={"X-Forwarded-For": "192.0.2.9"})
+    assert seen == [address]
 
 
 async def test_with_redis_hung_nothing_is_counted_and_no_key_of_the_store_is_believed(

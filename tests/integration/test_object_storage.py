@@ -257,7 +257,9 @@ async def http(
     redis_url: str, server: ObjectStorage, prefix: str, store: JobStore, tmp_path: Path
 ) -> AsyncIterator[httpx.AsyncClient]:
     chosen = read_settings(redis_url=redis_url, artifacts=server.location(prefix), cache_dir=tmp_path / "cache")
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(chosen, store)), base_url="http://t") as api:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(chosen, store)), base_url="http://localhost"
+    ) as api:
         yield api
 
 

@@ -36,7 +36,7 @@ async def http(redis: DurableRedis, store: JobStore, tmp_path: Path) -> AsyncIte
     app = create_app(settings(redis.url, tmp_path), store)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=30.0) as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=30.0) as client,
     ):
         yield client
 

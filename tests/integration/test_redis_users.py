@@ -140,7 +140,7 @@ async def test_a_job_goes_to_its_end_with_each_process_on_its_own_user(guarded: 
 
         transport, key = httpx.ASGITransport(app), {"Authorization": f"Bearer {KEY}"}
         http = await stack.enter_async_context(
-            httpx.AsyncClient(transport=transport, base_url="http://test", headers=key)
+            httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=key)
         )
         await store.schema.upgrade()
         await store.ping()

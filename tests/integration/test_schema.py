@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from dbserve.contracts.snapshot import ModelRecord
 from dbserve.contracts.status import Intent, JobStatus, Launched, Reason, Run, TaskState
 from dbserve.contracts.webhook import Topic, Webhook
 from dbserve.errors import IdempotencyMismatch, StoreUnavailable
 from dbserve.jobfile import parse_job
 from dbserve.store import JobStore, keys
+from dbserve.store.codec import packed
+from dbserve.store.lease import Lease
 from dbserve.store.schema import SCHEMA
 from tests.jobs import small_plan, small_spec
 
@@ -187,3 +190,72 @@ async def test_the_second_schema_is_upgraded_to_one_with_projects(store: JobStor
     await redis.set(keys.SCHEMA_KEY, "2")
     assert await store.schema.upgrade() == 1, "it is run once more where it was cut short"
     assert await store.recall("k", "d") is not None
+
+
+async def as_the_second_schema(store: JobStore, redis: Redis, *requests: str) -> list[str]:
+    """Jobs, one by each request, as the second schema had them; returns the names of its remembered requests."""
+    spec, names = small_spec(), list[str]()
+    for request in requests:
+        await store.create_job(spec, small_plan(spec), idempotency_key=request, request_digest="d")
+        names.append(f"dbserve:idempotency:{sha256(request.encode()).hexdigest()}")
+        await redis.rename(keys.idempotency("default", request), names[-1])
+    await redis.delete(keys.jobs_of("default"))
+    await redis.set(keys.SCHEMA_KEY, "2")
+    return names
+
+
+async def test_a_remembered_request_that_expires_during_the_upgrade_or_is_told_twice_does_not_stop_it(
+    store: JobStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, kept = await as_the_second_schema(store, redis, "a", "b")
+
+    async def scanned(**_: Any) -> AsyncIterator[str]:
+        for name in (gone, kept, kept):
+            yield name
+        await redis.delete(gone)
+
+    monkeypatch.setattr(store.schema._redis, "scan_iter", scanned)  # pyright: ignore[reportPrivateUsage]
+    assert await store.schema.upgrade() == 2
+    assert await store.recall("b", "d") is not None
+    assert await store.recall("a", "d") is None
+
+
+async def test_an_upgrade_keeps_its_lease_while_it_renames_and_lets_go_of_it_when_it_fails(
+    store: JobStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await as_the_second_schema(store, redis, "a", "b", "c")
+    held = Lease.hold
+    at_most = 2  # the first takes it
+
+    async def hold(lease: Lease, holder: str, *, ttl_seconds: float) -> bool:
+        nonlocal at_most
+        at_most -= 1
+        return at_most >= 0 and await held(lease, holder, ttl_seconds=ttl_seconds)
+
+    with monkeypatch.context() as lost:
+        lost.setattr(Lease, "hold", hold)
+        with pytest.raises(StoreUnavailable, match="took the upgrade over"):
+            await store.schema.upgrade()
+    renamed = [key async for key in redis.scan_iter("dbserve:idempotency:default:*")]
+    assert len(renamed) == 1, "it looked at its lease before each"
+    assert not await redis.exists(keys.UPGRADE)
+    assert await store.schema.upgrade() == 3, "and another does it at once"
+
+
+async def test_what_is_another_projects_does_not_become_the_default_ones(store: JobStore, redis: Redis) -> None:
+    spec, made = small_spec(), dict[str, str]()
+    for project in ("default", "red"):
+        snapshot, _ = await store.create_job(
+            spec, small_plan(spec), project=project, idempotency_key=None, request_digest="d"
+        )
+        made[project] = snapshot.record.id
+    for project, job_id in made.items():
+        model = {"id": job_id, "job_id": job_id, "name": "m", "version": 1, "created_at": 1.0, "contract_hash": "c"}
+        record = ModelRecord.model_validate(model | {"path": "p", "manifest": {}, "project": project})
+        await redis.set(keys.model(job_id), packed(record))
+        await redis.zadd(keys.MODELS, {job_id: 0})
+    await redis.delete(keys.jobs_of("default"))
+    await redis.set(keys.SCHEMA_KEY, "2")
+    await store.schema.upgrade()
+    assert await redis.zrange(keys.jobs_of("default"), 0, -1) == [made["default"]]
+    assert await redis.zrange(keys.models_of("default"), 0, -1) == [made["default"]]

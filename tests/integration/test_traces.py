@@ -30,7 +30,7 @@ async def test_a_bad_trace_context_is_ignored(redis_url: str, api_directory: Pat
     body = small_spec().model_dump(mode="json", exclude_unset=True)
     with collecting() as collector:
         app = create_app(settings(redis_url, api_directory, otlp_endpoint=collector.url), store)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
             answer = await http.post("/v1/jobs", json=body, headers={"traceparent": bad})
         app.state.services.tracer.flush(10.0)
         parents = [span.parent for span in collector.spans]

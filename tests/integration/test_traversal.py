@@ -126,7 +126,7 @@ async def test_a_record_that_a_worker_forged_leads_to_no_file_outside(
     redis = store._redis  # pyright: ignore[reportPrivateUsage]
     await redis.set(keys.model("m1"), packed(record))
     transport = httpx.ASGITransport(create_app(chosen, store), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         answer = await http.get("/v1/models/m1/download")
     await redis.delete(keys.model("m1"))
     assert SECRET.encode() not in answer.content
@@ -162,7 +162,7 @@ def ask(redis_url: str, tmp_path: Path, store: JobStore) -> Any:
         headers = {"Authorization": f"Bearer {changes['api_key']}"} if "api_key" in changes else {}
         job = small_spec(data={"uri": uri}).model_dump(mode="json")
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://test", headers=headers
+            transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers
         ) as client:
             plan, made = await client.post("/v1/plans", json=job), await client.post("/v1/jobs", json=job)
         return plan.status_code, made.status_code, next(iter(plan.json().get("errors", [])), {})

@@ -24,7 +24,7 @@ from tests.receiver import receiving, signed
 async def api(redis_url: str, api_directory: Path, store: JobStore) -> AsyncIterator[httpx.AsyncClient]:
     """The API of an operator who allows webhooks on this machine."""
     app = create_app(settings(redis_url, api_directory, webhook_private_hosts=True), store)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
 
 

@@ -278,3 +278,20 @@ def test_of_many_events_the_newest_thousand_are_kept(stranger: Browser) -> None:
         "oldest": "checkpoint saved at step 500",
         "button": "Show the last 1000 events",
     }
+
+
+def test_a_browser_without_a_key_is_led_to_the_login_also_when_there_were_too_many(stranger: Browser) -> None:
+    stranger.open("#/nowhere")
+    told = stranger.run_module("""
+const { key, onRefused, read } = await import('/assets/session.js');
+const told = [];
+onRefused((held) => told.push(held));
+window.fetch = async () => new Response('{}', { status: 429 });
+key.forget();
+await read('/v1/jobs').catch(() => {});
+key.set('one that asks too often');
+await read('/v1/jobs').catch(() => {});
+key.forget();
+return told;
+""")
+    assert told == [False]

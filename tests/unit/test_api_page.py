@@ -28,7 +28,7 @@ async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
             api_key="a-key-that-nobody-guesses",
         )
     )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
 
 

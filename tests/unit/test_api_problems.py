@@ -32,7 +32,7 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
 
 
 def calling(app: FastAPI, **headers: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers)
 
 
 @pytest.fixture

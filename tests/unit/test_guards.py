@@ -8,9 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 
 from dbserve.api import documentation
 from dbserve.api.app import create_app
+from dbserve.api.guards import foreign
 from dbserve.errors import StartupRefused
 from dbserve.settings import read_settings
 from tests.unit.test_api_problems import KEY, calling, settings
@@ -92,6 +94,34 @@ async def test_pages_of_other_origins_may_not_call_unless_they_are_named(
         assert refused.headers["access-control-allow-origin"] == "https://ui.example.org", "so that it reads why"
         other = await friend.options("/v1/jobs", headers={**asked, "Origin": "https://evil.example.org"})
         assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "sent", "refused"),
+    [
+        ("GET", {"Host": "localhost"}, False),
+        ("GET", {"Host": "LOCALHOST:8000"}, False),
+        ("GET", {"Host": "127.0.0.1:8000"}, False),
+        ("POST", {"Host": "[::1]:8000"}, False),
+        ("GET", {"Host": "evil.example.org:8000"}, True),  # its name leads here: DNS rebinding
+        ("GET", {"Host": "localhost.evil.example.org"}, True),
+        ("GET", {"Host": "192.0.2.1"}, True),
+        ("GET", {"Host": "[::1"}, True),
+        ("GET", {"Host": ""}, True),
+        ("GET", {}, True),
+        ("POST", {"Host": "localhost:8000", "Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-origin"}, False),
+        ("POST", {"Host": "localhost:8000", "Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"}, True),
+        ("POST", {"Host": "localhost:8000", "Origin": "https://evil.example.org"}, True),
+        ("POST", {"Host": "localhost:8000", "Origin": "null"}, True),
+        ("DELETE", {"Host": "localhost:8000", "Sec-Fetch-Site": "cross-site"}, True),
+        ("POST", {"Host": "localhost", "Origin": "https://ui.example.org", "Sec-Fetch-Site": "cross-site"}, False),
+        ("GET", {"Host": "localhost:8000", "Origin": "https://evil.example.org"}, False),  # which cannot read it
+    ],
+)
+def test_without_keys_this_machines_names_are_answered_and_its_own_page(
+    method: str, sent: dict[str, str], refused: bool
+) -> None:
+    assert (foreign(method, Headers(sent), ["https://ui.example.org"]) is not None) == refused
 
 
 @pytest.mark.parametrize("origins", ["*", "ui.example.org", "https://ui.example.org/", "https://*.example.org", "null"])
