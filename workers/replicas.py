@@ -150,23 +150,27 @@ class _Actor:
             return None
         try:
             ray.get(self._work, timeout=1.0)
-        except ray.exceptions.ActorDiedError as error:
-            said = [line.strip() for line in str(error).splitlines() if line.strip()]
-            telling = next(
-                (line for line in said if "node has died" in line or "Worker unexpectedly exits" in line), None
-            )
-            reason = Reason.PREEMPTED if error.preempted else ""
-            return Death(f"died: {telling or said[0]}", reason)
+        except ray.exceptions.ActorUnschedulableError:  # it was gone before it was asked: no fault of the training's
+            return Death("was not begun: its node is gone", Reason.PREEMPTED)
         except ray.exceptions.OutOfMemoryError as error:
-            return Death(f"died: {str(error).strip().splitlines()[0]}", Reason.HOST_OOM)
+            return Death(f"died: {_said(error)}", Reason.HOST_OOM)
+        except ray.exceptions.ActorDiedError as error:
+            return Death(f"died: {_said(error)}", Reason.PREEMPTED if error.preempted else "")
         except Exception as error:
-            return Death(f"died: {str(error).strip().splitlines()[0]}")
+            return Death(f"died: {_said(error)}")
         return Death("ended")
 
     def end(self) -> None:
         with contextlib.suppress(Exception):  # it is gone, or Ray is: it ends with its owner
             ray.wait([self._work], timeout=STOP_SECONDS)
             ray.kill(self._actor, no_restart=True)
+
+
+def _said(error: Exception) -> str:
+    """The sentence of Ray's that tells most: of a node's end, where it speaks of one, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = next((line for line in lines if "node has died" in line), lines[0] if lines else type(error).__name__)
+    return telling.partition(". ")[0]
 
 
 def gpus_held(gpus: float) -> str | None:

@@ -22,12 +22,17 @@ from workers.trainer import train_block
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-STEPS, EVERY = 600, 50
+STEPS, EVERY = 2000, 50
 
 
 @pytest.fixture(scope="module")
-def floor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Floor]:
-    with floor_of(tmp_path_factory.mktemp("replicas")) as opened:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("replicas")
+
+
+@pytest.fixture(scope="module")
+def floor(directory: Path) -> Iterator[Floor]:
+    with floor_of(directory) as opened:
         yield opened
 
 
@@ -52,7 +57,7 @@ def undisturbed(spec: JobSpec, cache: Path) -> dict[str, torch.Tensor]:
 
 
 def events_of(floor: Floor, job: JobView, kind: str) -> list[EventView]:
-    return [event for event in floor.client.events(job.id) if event.kind == kind]
+    return [event for event in floor.events(job) if event.kind == kind]
 
 
 def block_of(floor: Floor, job: JobView) -> BlockView:
@@ -61,17 +66,19 @@ def block_of(floor: Floor, job: JobView) -> BlockView:
 
 
 def test_replicas_on_two_nodes_survive_the_loss_of_one_and_of_its_node_and_learn_what_one_worker_does(
-    floor: Floor, tmp_path: Path
+    floor: Floor, directory: Path
 ) -> None:
     machines, client = floor.machines, floor.client
     machines.add("a", cpus=1)
     machines.add("b", cpus=1)
-    wait_for(lambda: {"a", "b"} <= floor.nodes().keys(), seconds=60, what="both nodes are seen")
+    wait_for(lambda: {"a", "b"} <= floor.nodes().keys(), seconds=120, what="both nodes are seen")
     spec = digits_job(
         name="two",
         blocks={"count": 2, "train": [0]},
         training={"steps": STEPS, "batch_size": 64, "lr": 3e-3},
         checkpoint={"every_steps": EVERY, "keep_last": 1},
+        # also where the node's end is noticed late: each attempt that is launched on it costs one
+        retry={"max_attempts": 10, "backoff_seconds": 0.0},
         resources={"replicas": 2, "min_replicas": 1, "placement": "spread"},
     )
     job = client.submit(spec)
@@ -96,14 +103,15 @@ def test_replicas_on_two_nodes_survive_the_loss_of_one_and_of_its_node_and_learn
     launched = events_of(floor, job, "launched")[-1]
     assert len(launched.data["nodes"]) == 2, "there was room for both"
     leading = launched.data["nodes"][0]
-    machines.kill("b" if machines.id("a") == leading else "a")
+    machines.kill("b" if floor.nodes()["a"].id == leading else "a")
     wait_for(lambda: client.job(job.id).status == "succeeded", seconds=240, what="one replica finishes the job")
     assert len(events_of(floor, job, "launched")[-1].data["nodes"]) == 1
     assert {event.data["reason"] for event in events_of(floor, job, "crashed")} <= {"worker_lost", "preempted"}
     assert not replicas(), "none is left behind"
 
-    path = floor.service.data_dir / "artifacts" / events_of(floor, job, "checkpointed")[-1].data["checkpoint"]["path"]
-    expected = undisturbed(spec, tmp_path)
+    checkpoint = events_of(floor, job, "checkpointed")[-1].data["checkpoint"]
+    path = directory / "data" / "artifacts" / checkpoint["path"]
+    expected = undisturbed(spec, directory / "undisturbed")
     found = load_file(path / "weights.safetensors")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
