@@ -66,7 +66,8 @@ def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Flo
         stopped_at = int(str(event.data["message"]).rpartition(" ")[2])
         [restored] = [one for one in events_of(floor, job, "restored") if (one.task, one.attempt) == (event.task, 2)]
         assert restored.data["step"] == stopped_at, "not a step is lost"
-    assert floor.nodes()["c"].draining
+    node = floor.nodes().get("c")
+    assert node is None or node.draining, "Ray ends it when nothing is left there"
 
     lost = floor.workers(job.id)["b"]
     before = {block.name: block.last_checkpoint for block in floor.blocks(job)}
