@@ -77,8 +77,8 @@ def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Flo
         seconds=90,
         what="the blocks of the killed node are given up",
     )
-    assert "b" not in floor.nodes()
-    assert floor.client.cluster().waiting == 3, "no node has room for them"
+    floor.wait_for(lambda: "b" not in floor.nodes(), seconds=60, what="Ray has missed the node")
+    floor.wait_for(lambda: floor.client.cluster().waiting == 3, seconds=60, what="no node has room for them")
 
     floor.add("d", cpus=3)
     floor.wait_for(lambda: floor.workers(job.id).get("d") == lost, seconds=60, what="they start on the node that came")
