@@ -237,7 +237,9 @@ async def test_a_reader_that_takes_nothing_is_let_go_and_misses_nothing_when_it_
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", httpx.URL(url).port or 0))
-        slow.sendall(f"GET /v1/jobs/{job_id}/events HTTP/1.0\r\nAccept: text/event-stream\r\n\r\n".encode())
+        slow.sendall(
+            f"GET /v1/jobs/{job_id}/events HTTP/1.0\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode()
+        )
         text = await asyncio.to_thread(slow.recv, 4096)  # it is being served
         for number in range(400):  # more than the buffers on the way can take
             await hold(store, job_id, f"{number} " + 20_000 * "x")

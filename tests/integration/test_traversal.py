@@ -99,7 +99,7 @@ def test_no_name_in_a_path_leads_out(address: tuple[str, int], route: str) -> No
 
 def _raw(address: tuple[str, int], method: str, path: str) -> tuple[int, bytes]:
     """What is answered to a path that is sent as it is. A request that is not understood may be cut off: 400."""
-    request = f"{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode("latin-1")
+    request = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("latin-1")
     with socket.create_connection(address, timeout=20) as connection:
         connection.sendall(request)
         answer = http.client.HTTPResponse(connection, method=method)

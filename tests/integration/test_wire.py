@@ -79,7 +79,9 @@ def test_a_head_that_nobody_would_send_is_refused(url: str, head: bytes) -> None
 
 
 def test_a_body_that_trickles_in_is_refused(url: str) -> None:
-    head = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    head = (
+        b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    )
     with connected(url) as client:
         client.sendall(head + b"{")
         answer = all_that_comes(client)
