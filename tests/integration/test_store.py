@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from dbserve.contracts.snapshot import JobOutline, JobSnapshot
+from dbserve.contracts.snapshot import JobSnapshot
 from dbserve.contracts.status import (
     CancelRequested,
     Checkpointed,
@@ -35,10 +35,9 @@ from dbserve.errors import (
     StaleRun,
     StoreUnavailable,
 )
-from dbserve.store import JobStore, connection, history, outlines
+from dbserve.store import JobStore, connection, history
 from dbserve.store.history import Said
 from tests.jobs import small_plan, small_spec
-from tests.waiting import until
 
 
 async def submit(store: JobStore, key: str | None = None, digest: str = "d", **changes: object) -> str:
@@ -267,30 +266,6 @@ async def test_a_look_at_active_jobs_follows_every_change(store: JobStore) -> No
     await store.wishes.cancel(other)
     await store.wishes.delete(other)
     assert [job.record.id for job in await store.active_outlines()] == [job_id]
-
-
-async def test_two_looks_at_the_same_time_each_see_every_job(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = await submit(store)
-    await store.active_outlines()
-    new = await submit(store)
-    read, held = outlines.Outlines._read, [asyncio.Event(), asyncio.Event()]  # pyright: ignore[reportPrivateUsage]
-    waiting = iter(held)
-
-    async def late(self: outlines.Outlines, ids: list[str]) -> list[tuple[str, JobOutline]]:
-        found = await read(self, ids)
-        await next(waiting).wait()
-        return found
-
-    monkeypatch.setattr(outlines.Outlines, "_read", late)
-    first = asyncio.create_task(store.active_outlines())
-    await until(lambda: bool(held[0]._waiters))  # pyright: ignore[reportPrivateUsage]
-    await store.wishes.pause(known)
-    second = asyncio.create_task(store.active_outlines())
-    await until(lambda: bool(held[1]._waiters))  # pyright: ignore[reportPrivateUsage]
-    for one in held:
-        one.set()
-    for look in (first, second):
-        assert {job.record.id for job in await look} == {known, new}
 
 
 async def test_a_large_job_takes_little_room(store: JobStore, redis_url: str) -> None:

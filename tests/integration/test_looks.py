@@ -1,0 +1,34 @@
+"""Looks at active jobs that overlap."""
+
+import asyncio
+
+import pytest
+
+from dbserve.contracts.snapshot import JobOutline
+from dbserve.store import JobStore, outlines
+from tests.integration.serving import submitted
+from tests.waiting import until
+
+
+async def test_two_looks_at_the_same_time_each_see_every_job(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = await submitted(store)
+    await store.active_outlines()
+    new = await submitted(store)
+    read, held = outlines.Outlines._read, [asyncio.Event(), asyncio.Event()]  # pyright: ignore[reportPrivateUsage]
+    waiting = iter(held)
+
+    async def late(self: outlines.Outlines, ids: list[str]) -> list[tuple[str, JobOutline]]:
+        found = await read(self, ids)
+        await next(waiting).wait()
+        return found
+
+    monkeypatch.setattr(outlines.Outlines, "_read", late)
+    first = asyncio.create_task(store.active_outlines())
+    await until(lambda: bool(held[0]._waiters))  # pyright: ignore[reportPrivateUsage]
+    await store.wishes.pause(known)
+    second = asyncio.create_task(store.active_outlines())
+    await until(lambda: bool(held[1]._waiters))  # pyright: ignore[reportPrivateUsage]
+    for one in held:
+        one.set()
+    for look in (first, second):
+        assert {job.record.id for job in await look} == {known, new}
