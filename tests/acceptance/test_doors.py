@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(600)
 TURNED_AWAY = {StatusCode.UNAUTHENTICATED, StatusCode.UNIMPLEMENTED}
 # What Ray answers without a token, and what that tells: that a node lives; its own figures, without names of ours.
 ALIVE = {"/api/local_raylet_healthz": "success", "/api/healthz": "raylet: success\ngcs: success"}
-SECONDS = 10
+SECONDS = 30  # on a machine that does something else besides
 
 
 class Door(NamedTuple):
@@ -89,10 +89,15 @@ def test_no_port_of_the_service_answers_a_stranger(service: Service) -> None:
     for door in doors(service):
         if door.port == service.port:
             continue  # the API: tests/integration/test_tenants.py
-        if not speaks_grpc(door):
-            http_doors.append(door)
-            continue
-        found = answers(door)
+        try:
+            if not speaks_grpc(door):
+                http_doors.append(door)
+                continue
+            found = answers(door)
+            if StatusCode.UNAVAILABLE in found:
+                speaks_grpc(door)
+        except ConnectionRefusedError:
+            continue  # Ray ends workers that idle: nobody listens there any more
         assert set(found) <= TURNED_AWAY, (
             door,
             {code: names for code, names in found.items() if code not in TURNED_AWAY},
