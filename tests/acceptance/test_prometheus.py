@@ -143,7 +143,7 @@ def _exports_ray(port: int) -> bool:
 
 
 def watched_job(shard: Path) -> JobSpec:
-    """A job on text, with an end-to-end baseline, that trains on until it is cancelled."""
+    """A job on text, with an end-to-end and a data-parallel baseline, that trains on until it is cancelled."""
     pq.write_table(pa.table({"text": ["one for the master, one for the dame. three bags full, sir. "] * 200}), shard)
     return JobSpec.model_validate(
         {
@@ -155,7 +155,7 @@ def watched_job(shard: Path) -> JobSpec:
             "checkpoint": {"every_steps": 50},
             "retry": {"max_attempts": 10, "backoff_seconds": 0.0},
             "resources": {"cpus_per_block": 0.25},
-            "evaluation": {"baselines": ["end_to_end"]},
+            "evaluation": {"baselines": ["end_to_end", "data_parallel"]},
         }
     )
 
@@ -213,7 +213,7 @@ def test_every_query_of_every_panel_returns_points(
 
     node = re.escape(client.blocks(job.id)[0].node or "")
     all_of_it = {"job_id": ".+", "block": ".+", "node": ".*"}
-    chosen = {"job_id": job.id, "block": "(0|1|end_to_end)", "node": f"({node})"}
+    chosen = {"job_id": job.id, "block": "(0|1|end_to_end|data_parallel)", "node": f"({node})"}
     waiting = [each for variables in (all_of_it, chosen) for each in asked(variables)]
     empty = [each for each in waiting if (each.board, each.panel) in UNANSWERED]
     assert {(each.board, each.panel) for each in empty} == UNANSWERED.keys()
