@@ -159,7 +159,9 @@ def leading(orders: Orders, device: torch.device, crew: Crew) -> Generator[Toget
                 )
                 watch.hired[rank] = crew.hire(call)
             torch.set_num_threads(crew.threads)
+            log.info("waits for %d other workers", crew.size - 1)
             watch.await_all(board)
+            log.info("all %d workers are there", crew.size)
             workers = stack.enter_context(together(store, 0, crew.size, device, host=crew.host, registered=sharded))
             shared_start(letter, orders, workers)
             yield workers

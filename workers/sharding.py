@@ -18,6 +18,7 @@ from workers.data import Batch
 from workers.group import Together, Workers
 from workers.memory import SavedBytes
 from workers.models import Loss
+from workers.models.decoder import DecoderLayer
 from workers.models.protocol import ResidualNetwork
 
 _GO, _CAPTURE = 0, 1
@@ -85,8 +86,7 @@ class Entrance(nn.Module):
 
 
 def shard(network: nn.Module, workers: Workers) -> Entrance:
-    """Shares out the network's parameters, the same for all workers until now. Layers are gathered one at a time, where
-    they are modules that are entered by forward() alone."""
+    """Shares out the network's parameters, the same for all workers until now."""
     from torch.distributed.device_mesh import init_device_mesh  # late: only sharded trainings need them
     from torch.distributed.fsdp import fully_shard
 
@@ -102,5 +102,10 @@ def shard(network: nn.Module, workers: Workers) -> Entrance:
 
 
 def _apart(network: nn.Module) -> Iterator[nn.Module]:
+    """The layers that are gathered one at a time: those that are entered by forward() alone, and give one tensor.
+
+    A decoder's hands on its keys and values, too, whose gradients may come back before that of its output would have
+    it gathered, and may be entered for them alone: it is gathered with the rest of the network.
+    """
     layers = cast(ResidualNetwork, network).residual_layers()
-    yield from {id(layer): layer for layer in layers}.values()
+    yield from {id(layer): layer for layer in layers if not isinstance(layer, DecoderLayer)}.values()
