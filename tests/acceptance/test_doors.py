@@ -119,7 +119,9 @@ def _turns_http_away(door: Door) -> None:
             names = {
                 line.partition("{")[0].partition(" ")[0] for line in told.splitlines() if line[:1] not in ("", "#")
             }
-            assert all(name.startswith(("ray_", "process_", "python_", "target_")) for name in names), names
+            assert all(name.startswith(("ray_", "autoscaler_", "process_", "python_", "target_")) for name in names), (
+                names
+            )
             assert not any(word in told for word in ("DBSERVE_", "unix://", "redis://", "token"))
             return
         for path in ("/", "/logs", "/api/job_agent/jobs/", "/get_or_create_runtime_env", "/api/v0/logs", "/metrics"):

@@ -162,8 +162,8 @@ def test_a_link_that_is_turned_after_it_was_looked_at_leads_nowhere(
         pass
 
 
-def test_the_home_of_a_user_that_there_is_none_of_is_nowhere() -> None:
-    limit_reach(AT_HOME)
+def test_the_home_of_a_user_that_there_is_none_of_is_nowhere(tmp_path: Path) -> None:
+    limit_reach(AT_HOME, own=tmp_path / "cache")
     with pytest.raises(DataInvalid, match="no such user"):
         find_shards("~nobody-of-that-name/sets", role="train", pointer=URI)
 
