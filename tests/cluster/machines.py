@@ -87,7 +87,13 @@ class Machines:
             self._running[name] = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**self._environment, **environment}, start_new_session=True
             )
-        wait_for(lambda: "Ray runtime started" in self._said(name), seconds=150, what=f"{name}: {self._log(name)}")
+        process = self._running[name]
+
+        def started() -> bool:
+            assert process.poll() is None, f"{name} did not start: {self._said(name)[-2000:]}"
+            return "Ray runtime started" in self._said(name)
+
+        wait_for(started, seconds=150, what=f"{name} has started: {self._said(name)}")
 
     def _log(self, name: str) -> Path:
         return self._directory / f"{name}.log"
