@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow.fs
 import pytest
 
+from tests.ports import free_port
+
 BUCKET = "artefacts"
 
 
@@ -79,8 +81,7 @@ def object_storage() -> Iterator[ObjectStorage]:
     """A running one; the test is skipped where moto's server is not installed."""
     if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
         pytest.skip("moto[server] is not installed: no S3-speaking server to test against")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        server = ObjectStorage(free.getsockname()[1])
+    server = ObjectStorage(free_port())
     server.start()
     try:
         yield server

@@ -3,11 +3,9 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,16 +16,10 @@ from dbserve.client import Client
 from tests.acceptance.digests import undisturbed
 from tests.acceptance.jobs import patient_job
 from tests.collector import Collector, collecting
+from tests.ports import free_port
+from tests.waiting import wait_for
 
 START_SECONDS = 150.0
-
-
-def wait_for(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
-    """Returns as soon as the condition holds; fails with `what` when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)
 
 
 class Service:
@@ -36,7 +28,7 @@ class Service:
     def __init__(self, data_dir: Path, *arguments: str, port: int | None = None, **settings: str) -> None:
         """`arguments` of `dbserve up`; `settings` by the names of Settings' fields."""
         self.data_dir = data_dir
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._output = data_dir.with_suffix(".out")
         self._said_before = self._output.stat().st_size if self._output.exists() else 0  # by an earlier one
@@ -94,12 +86,6 @@ class Service:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(60)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

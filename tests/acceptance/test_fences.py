@@ -16,10 +16,11 @@ from dbserve.contracts.job import JobSpec, RetrySpec
 from dbserve.contracts.status import Crashed, JobStatus, Reason, Run, TaskState
 from dbserve.settings import Settings
 from dbserve.store import JobStore
-from tests.acceptance.conftest import Service, wait_for
+from tests.acceptance.conftest import Service
 from tests.acceptance.digests import digests
 from tests.acceptance.jobs import long_job, patient_job
 from tests.acceptance.test_wishes import trains
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.chaos]
 LEASE_SECONDS = float(Settings.model_fields["lease_seconds"].default)

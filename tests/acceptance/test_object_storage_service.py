@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from dbserve.contracts.status import JobStatus, Reason
-from tests.acceptance.conftest import Service, wait_for
+from tests.acceptance.conftest import Service
 from tests.acceptance.jobs import digits_job
 from tests.object_storage import ObjectStorage, object_storage
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.chaos]
 

@@ -3,7 +3,6 @@
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,10 +15,12 @@ from dbserve.client import Client
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import JobStatus, Reason, TaskState
 from dbserve.embedded import redis_server_binary
-from tests.acceptance.conftest import Service, wait_for
+from tests.acceptance.conftest import Service
 from tests.acceptance.jobs import digits_job, patient_job
 from tests.acceptance.test_wishes import trains
+from tests.ports import free_port
 from tests.shards import cycle, pixels, write_shard
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.chaos]
 
@@ -29,9 +30,7 @@ REQUIRED = bool(os.environ.get("DBSERVE_REQUIRE_SERVERS"))
 @pytest.fixture
 def redis_port(tmp_path: Path) -> Iterator[int]:
     """A Redis of its own, behind a port of the loopback interface that the test may cut off."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [str(redis_server_binary()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
     durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"]
     with subprocess.Popen([*command, *durable], stdout=subprocess.DEVNULL) as server:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ from dbserve.client import Client, NotFound
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import JobStatus
 from dbserve.contracts.views import JobView
-from tests.acceptance.conftest import Service, wait_for
+from tests.acceptance.conftest import Service
 from tests.acceptance.jobs import long_job
+from tests.ports import free_port
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)  # a shared machine can be three times slower than itself
 
@@ -85,9 +86,7 @@ def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> It
     config["scrape_configs"].append({"job_name": "ray", "static_configs": [{"targets": exporters}]})
     targets = 1 + len(exporters)
     (home / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (home / "log").open("wb") as log:
         server = subprocess.Popen(
             [

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from dbserve.client import Client
 from dbserve.contracts.status import JobStatus, Reason, TaskState
-from tests.acceptance.conftest import Service, wait_for
+from tests.acceptance.conftest import Service
 from tests.acceptance.jobs import digits_job, long_job
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)  # a shared machine can be three times slower than itself
 

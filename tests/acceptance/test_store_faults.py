@@ -16,10 +16,11 @@ from dbserve.client import Client
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import JobStatus, TaskState
 from dbserve.errors import ServerUnreachable
-from tests.acceptance.conftest import Service, wait_for
+from tests.acceptance.conftest import Service
 from tests.acceptance.digests import digests
 from tests.acceptance.jobs import digits_job, patient_job
 from tests.acceptance.test_wishes import trains
+from tests.waiting import wait_for
 
 REQUIRED = bool(os.environ.get("DBSERVE_REQUIRE_SERVERS"))
 pytestmark = [pytest.mark.timeout(600), pytest.mark.chaos]

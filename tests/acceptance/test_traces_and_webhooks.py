@@ -11,10 +11,11 @@ from dbserve.contracts.status import JobStatus
 from dbserve.contracts.views import JobView
 from dbserve.contracts.webhook import Topic
 from dbserve.webhooks.signing import signature
-from tests.acceptance.conftest import Service, wait_for
+from tests.acceptance.conftest import Service
 from tests.acceptance.jobs import digits_job
 from tests.collector import Collector, Span
 from tests.receiver import Receiver, receiving
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)  # a shared machine can be three times slower than itself
 

@@ -10,9 +10,10 @@ import pytest
 from dbserve.client import Client, Conflict
 from dbserve.contracts.status import JobStatus, Reason, TaskState
 from dbserve.contracts.views import BlockView
-from tests.acceptance.conftest import Service, wait_for
+from tests.acceptance.conftest import Service
 from tests.acceptance.digests import digests
 from tests.acceptance.jobs import digits_job, long_job, patient_job
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)  # a shared machine can be three times slower than itself
 

@@ -18,9 +18,10 @@ import redis as redis_sync
 from dbserve.client import Client
 from dbserve.contracts.views import BlockView, JobView
 from dbserve.embedded import redis_server_binary
-from tests.acceptance.conftest import Service, wait_for
+from tests.acceptance.conftest import Service
 from tests.acceptance.jobs import long_job
 from tests.chaos.namespaces import Host, Lan, lan, missing
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 

@@ -15,7 +15,9 @@ import psutil
 from dbserve.client import Client, Unavailable
 from dbserve.contracts.cluster_view import NodeView
 from dbserve.contracts.views import BlockView, EventView, JobView, Page
-from tests.acceptance.conftest import Service, _free_port, wait_for  # pyright: ignore[reportPrivateUsage]
+from tests.acceptance.conftest import Service
+from tests.ports import free_port
+from tests.waiting import wait_for
 
 FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -39,7 +41,7 @@ class Machines:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         system = ["--system-config", json.dumps(FAST), "--temp-dir", str(directory / "ray")]
         self._start(
-            "head", ["--head", "--port", str(_free_port()), "--num-cpus", "0", "--include-dashboard", "false", *system]
+            "head", ["--head", "--port", str(free_port()), "--num-cpus", "0", "--include-dashboard", "false", *system]
         )
         self.address = self._said("head").partition("--address='")[2].partition("'")[0]
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from tests.acceptance.conftest import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
 

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from dbserve.embedded import redis_server_binary
-from tests.acceptance.conftest import wait_for
+from tests.ports import free_ports
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -82,7 +83,7 @@ def _running(command: list[str], log: Path, environment: dict[str, str]) -> Iter
 @contextlib.contextmanager
 def ray_head(directory: Path, environment: dict[str, str]) -> Iterator[str]:
     """Its address."""
-    port, client_port, agent_port = _free_ports(3)
+    port, client_port, agent_port = free_ports(3)
     address = own_address()
     with tempfile.TemporaryDirectory(prefix="dbs-ray-", ignore_cleanup_errors=True) as home:
         command = [sys.executable, *STARTS, f"--node-ip-address={address}", f"--port={port}", f"--temp-dir={home}"]
@@ -96,14 +97,6 @@ def ray_head(directory: Path, environment: dict[str, str]) -> Iterator[str]:
             wait_for(lambda: head.poll() is not None or "runtime started" in log.read_text(), seconds=150, what="Ray")
             assert head.poll() is None, log.read_text()
             yield f"{address}:{port}"
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def reconcile(redis_url: str, address: str, log: Path, environment: dict[str, str]) -> tuple[int | None, str]:

@@ -14,10 +14,10 @@ import pytest
 
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.views import BlockView, EventView, JobView
-from tests.acceptance.conftest import wait_for
 from tests.acceptance.jobs import digits_job
 from tests.chaos.undisturbed import digest_of
 from tests.cluster.machines import Floor, floor_of
+from tests.waiting import wait_for
 from workers.checkpoint import answering_weights
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

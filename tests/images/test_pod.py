@@ -2,7 +2,6 @@
 
 import base64
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,10 @@ import httpx
 import pytest
 import yaml
 
-from tests.acceptance.conftest import wait_for
 from tests.images.engine import TAG, Engine
 from tests.kubernetes.chart import NAMESPACE, RELEASE, kinds, render, values_of
+from tests.ports import free_port
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(2400)]
 
@@ -114,9 +114,3 @@ def ready(client: httpx.Client, engine: Engine, container: str) -> bool:
         return client.get("/readyz").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

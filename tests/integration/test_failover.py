@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
@@ -25,12 +24,8 @@ from dbserve.store import JobStore
 from tests.chaos.durable_redis import DurableRedis
 from tests.integration.serving import start, submitted
 from tests.integration.test_reconciling import RememberingCluster, reconciler_of
+from tests.ports import free_port
 from workers.pulse import Order, order_of
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -10,10 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -35,6 +34,7 @@ from tests.chaos.processes import cluster_of
 from tests.integration.serving import submitted
 from tests.jobs import small_spec
 from tests.object_storage import ObjectStorage, object_storage
+from tests.waiting import eventually
 
 OF_THE_API = ["submit.planned", "submit.stored"]
 OF_THE_RECONCILER = ["launch.recorded", "launch.asked", "giveup.stopped", "stop.killed"]
@@ -57,19 +57,6 @@ SECONDS = 60.0  # for whatever a test waits for
 def test_every_failpoint_has_its_test() -> None:
     of_workers = [name for name, _ in OF_A_WORKER + IN_A_SAVE]
     assert sorted([*OF_THE_API, *OF_THE_RECONCILER, *of_workers, *IN_A_DELIVERY]) == sorted(FAILPOINTS)
-
-
-async def until(what: str, true: Callable[[], Any]) -> Any:
-    """Waits until `true` (perhaps a coroutine's function) answers something; that is the answer."""
-    async with asyncio.timeout(SECONDS):
-        while True:
-            answer = true()
-            if asyncio.iscoroutine(answer):
-                answer = await answer
-            if answer:
-                return answer
-            await asyncio.sleep(0.02)
-    raise AssertionError(what)
 
 
 async def well_told(store: JobStore, job_id: str, artefacts: Artefacts | None = None) -> JobOutline:
@@ -181,12 +168,12 @@ async def test_a_launch_that_a_reconciler_died_over_happens_once(reconciling: Re
     launched = {run: reconciling.cluster.pid(run) for run in reconciling.cluster.alive()}
     assert len(launched) == (0 if name == "launch.recorded" else 1)
     async with reconciling.at_work():
-        await until("both blocks work", lambda: len(reconciling.cluster.alive()) == 2)
+        await eventually(lambda: len(reconciling.cluster.alive()) == 2, seconds=SECONDS, what="both blocks work")
         for run, pid in launched.items():
             assert reconciling.cluster.pid(run) == pid, "the worker is found again"
         reconciling.hold.unlink()
-        await until("the job ends", lambda: reconciling.ended(job_id))
-        await until("nothing is left running", lambda: not reconciling.cluster.alive())
+        await eventually(lambda: reconciling.ended(job_id), seconds=SECONDS, what="the job ends")
+        await eventually(lambda: not reconciling.cluster.alive(), seconds=SECONDS, what="nothing is left running")
     outline = await well_told(store, job_id)
     assert outline.status is JobStatus.SUCCEEDED
     assert {task.run.attempt for task in outline.tasks.values()} == {1}, "no attempt was lost over it"
@@ -201,14 +188,14 @@ async def test_a_worker_that_a_dying_reconciler_gave_up_is_replaced_and_counted_
         return (await store.task(job_id, "block-0")).state is TaskState.RUNNING
 
     async with reconciling.at_work():
-        await until("the block runs", running)
+        await eventually(running, seconds=SECONDS, what="the block runs")
     reconciling.cluster.stop(first, task=None)
-    await until("its worker is gone", lambda: first not in reconciling.cluster.alive())
+    await eventually(lambda: first not in reconciling.cluster.alive(), seconds=SECONDS, what="its worker is gone")
     await reconciling.dies_at("giveup.stopped")
     assert (await store.task(job_id, "block-0")).run == first, "it is not told yet"
     reconciling.hold.unlink()
     async with reconciling.at_work():
-        await until("the job ends", lambda: reconciling.ended(job_id))
+        await eventually(lambda: reconciling.ended(job_id), seconds=SECONDS, what="the job ends")
     outline = await well_told(store, job_id)
     assert outline.status is JobStatus.SUCCEEDED
     block = outline.tasks["block-0"]
@@ -224,13 +211,13 @@ async def test_a_cancel_whose_reconciler_died_once_the_worker_was_killed_ends_on
         return tasks["block-0"].state is tasks["block-1"].state is TaskState.RUNNING
 
     async with reconciling.at_work():
-        await until("both blocks run", running)
+        await eventually(running, seconds=SECONDS, what="both blocks run")
     await store.wishes.cancel(job_id, force=True)
     await reconciling.dies_at("stop.killed")
     assert (await store.outline(job_id)).status is JobStatus.CANCELLING
     async with reconciling.at_work():
-        await until("the job ends", lambda: reconciling.ended(job_id))
-        await until("nothing is left running", lambda: not reconciling.cluster.alive())
+        await eventually(lambda: reconciling.ended(job_id), seconds=SECONDS, what="the job ends")
+        await eventually(lambda: not reconciling.cluster.alive(), seconds=SECONDS, what="nothing is left running")
     assert (await well_told(store, job_id)).status is JobStatus.CANCELLED
 
 

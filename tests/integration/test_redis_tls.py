@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dbserve.contracts.access import RedisAccess
 from dbserve.embedded import redis_server_binary
 from dbserve.errors import ConfigInvalid, StoreUnavailable
 from dbserve.store import JobStore
+from tests.ports import free_port
 from tests.redis_servers import redis_server
 
 
@@ -62,9 +62,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     _certificate(directory, "server", by="ca", of="IP:127.0.0.1")
     _certificate(directory, "ours", by="ca", of="DNS:worker")
     _certificate(directory, "strangers", by="other-ca", of="DNS:worker")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     made = Secured(directory, port)
     arguments = [
         *("--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--tls-auth-clients", "yes"),

@@ -5,8 +5,7 @@ import contextlib
 import hashlib
 import re
 import secrets
-import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,8 +31,10 @@ from dbserve.webhooks.posting import Poster
 from tests.chaos import rayless
 from tests.integration.serving import settings
 from tests.jobs import small_spec
+from tests.ports import free_port
 from tests.receiver import receiving
 from tests.redis_servers import redis_server
+from tests.waiting import eventually
 from workers.presence import look
 
 KEY = "a-key-of-the-bootstrap"
@@ -72,7 +73,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     passwords = {user.name: secrets.token_hex(16) for user in USERS}
     rules = acl_file({name: hashlib.sha256(word.encode()).hexdigest() for name, word in passwords.items()})
     (directory / "users.acl").write_text(f"{rules}user root on nopass ~* &* +@all\n")
-    port = _free_port()
+    port = free_port()
     arguments = ["--port", str(port), "--bind", "127.0.0.1", "--aclfile", str(directory / "users.acl")]
     with redis_server(directory, arguments, port=port, username="root", password="any", protocol=2) as root:
         yield Guarded(port, passwords, root)
@@ -132,9 +133,6 @@ async def test_a_job_goes_to_its_end_with_each_process_on_its_own_user(guarded: 
     async with contextlib.AsyncExitStack() as stack:
         receiver = stack.enter_context(receiving())
 
-        async def told() -> bool:
-            return bool(receiver.sent)
-
         async def tidied() -> bool:
             return not await store.wishes.deleted()
 
@@ -153,14 +151,14 @@ async def test_a_job_goes_to_its_end_with_each_process_on_its_own_user(guarded: 
         assert (await http.post(f"/v1/jobs/{unwanted}/cancel")).status_code in (200, 202)
         assert await status_of(http, job) == "succeeded", guarded.denied()
         assert await status_of(http, unwanted) == "cancelled"
-        await until(told)
+        await eventually(lambda: bool(receiver.sent), seconds=SECONDS, what="the webhook is told")
         for path in ("", "/events", "/logs", "/report"):
             assert (await http.get(f"/v1/jobs/{job}{path}")).status_code == 200, path
         for path in ("/v1/jobs", "/v1/models", f"/v1/models/{job}", "/metrics", "/readyz", "/v1/webhooks"):
             assert (await http.get(path)).status_code == 200, path
         assert (await http.delete(f"/v1/jobs/{unwanted}")).status_code == 204
         assert (await http.delete(f"/v1/webhooks/{hook.json()['id']}")).status_code == 204
-        await until(tidied)
+        await eventually(tidied, seconds=SECONDS, what="the deleted job is tidied up")
         stopping.set()
         await running
         await store.aclose()
@@ -184,16 +182,8 @@ async def status_of(http: httpx.AsyncClient, job_id: str) -> str:
         status = (await http.get(f"/v1/jobs/{job_id}")).json()["status"]
         return status in ("succeeded", "failed", "cancelled")
 
-    await until(ended)
+    await eventually(ended, seconds=SECONDS, what=f"{job_id} ends")
     return status
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(SECONDS):
-        while True:
-            if await condition():
-                return
-            await asyncio.sleep(0.1)
 
 
 REFUSED_IN_A_SCRIPT = re.compile("ACL failure in script|not allowed from script|user executing the script can't")
@@ -264,9 +254,3 @@ async def test_a_wrong_password_is_no_reason_to_show_it(guarded: Guarded) -> Non
         await store.ping()
     await store.aclose()
     assert wrong not in str(refused.value)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis as redis_sync
@@ -28,15 +27,9 @@ from dbserve.webhooks.schedule import Result
 from tests.integration.delivering import hook, look
 from tests.integration.serving import finish, start, submitted
 from tests.receiver import Receiver, receiving, self_signed, signed
+from tests.waiting import eventually
 
 SECONDS = 20.0  # for whatever a test waits for
-
-
-async def until(what: str, true: Callable[[], Coroutine[Any, Any, bool]]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not await true():
-        assert time.monotonic() < deadline, f"not within {SECONDS:g} s: {what}"
-        await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager
@@ -193,14 +186,14 @@ async def test_a_receiver_that_hangs_holds_up_neither_the_others_nor_the_loop(st
         for job_id in ended:
             await finish(store, job_id)
         async with at_work(Deliverer(store, Poster(private_hosts=True)), lambda: True):
-            await until("the other is told of everything", lambda: _told(answers, len(ended)))
+            await eventually(lambda: _told(answers) == len(ended), seconds=SECONDS, what="the other is told of all")
             assert len(hangs.sent) == delivering.AT_A_TIME
             hangs.released.set()
-            await until("the slow one too, at last", lambda: _told(hangs, len(ended)))
+            await eventually(lambda: _told(hangs) == len(ended), seconds=SECONDS, what="the slow one too, at last")
 
 
-async def _told(receiver: Receiver, count: int) -> bool:
-    return len({sent.id for sent in receiver.sent}) == count
+def _told(receiver: Receiver) -> int:
+    return len({sent.id for sent in receiver.sent})
 
 
 async def test_a_receiver_that_does_not_answer_in_time_has_failed(store: JobStore) -> None:
@@ -224,12 +217,8 @@ async def test_a_reconciler_that_does_not_act_sends_nothing(store: JobStore) -> 
         await hook(store, receiver.url)
         await finish(store, await submitted(store))
         async with at_work(Deliverer(store, Poster(private_hosts=True)), acting):
-            await until("it has looked whether it acts", lambda: _nonempty(asked, 2))
+            await eventually(lambda: len(asked) >= 2, seconds=SECONDS, what="it has looked whether it acts")
         assert receiver.sent == []
-
-
-async def _nonempty(asked: list[bool], count: int) -> bool:
-    return len(asked) >= count
 
 
 @pytest.mark.parametrize("point", ["webhook.claimed", "webhook.answered"])
@@ -250,7 +239,7 @@ async def test_a_deliverer_that_is_killed_loses_nothing(
         assert not await _settled(store)
         follows = await asyncio.create_subprocess_exec(*command, env=environment)
         try:
-            await until("everything has arrived", lambda: _settled(store))
+            await eventually(lambda: _settled(store), seconds=SECONDS, what="everything has arrived")
         finally:
             follows.kill()
             await follows.wait()

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from cryptography.x509.oid import NameOID
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.acceptance.conftest import wait_for
 from tests.kubernetes.chart import Object, kinds
+from tests.ports import free_port
+from tests.waiting import wait_for
 
 USERS = ("api", "reconciler", "worker", "exporter", "ray")
 
@@ -62,9 +62,7 @@ def redis_of(objects: list[Object], directory: Path) -> Iterator[ChartRedis]:
     by_tls = "tls-port" in config
     if by_tls:
         certify(directory)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     config = config.replace("port 6379", f"port {port}").replace("/etc/redis-users", str(directory))
     config = config.replace("/etc/redis-tls", str(directory)).replace("dir /data", f"dir {directory}")
     (directory / "redis.conf").write_text(config.replace("bind * -::*", "bind 127.0.0.1"))

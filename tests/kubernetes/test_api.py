@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +13,11 @@ import httpx
 import pytest
 import yaml
 
-from tests.acceptance.conftest import wait_for
 from tests.kubernetes.chart import ROOT, Object, kinds, pods, rendered
 from tests.kubernetes.servers import environment_of, redis_of
 from tests.kubernetes.test_docs import COMMANDS, Command
+from tests.ports import free_port
+from tests.waiting import wait_for
 
 if shutil.which("redis-server") is None and not os.environ.get("DBSERVE_REQUIRE_SERVERS"):
     pytest.skip("redis-server is not installed (apt install redis-server)", allow_module_level=True)
@@ -61,10 +61,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     directory = tmp_path_factory.mktemp("api")
     [pod] = [pod for pod in pods(objects) if pod.labels["app.kubernetes.io/component"] == "api"]
     [container] = pod.spec["containers"]
-    with redis_of(objects, tmp_path_factory.mktemp("redis")) as server, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+    with redis_of(objects, tmp_path_factory.mktemp("redis")) as server:
+        port = free_port()
         given = environment_of(container, objects)
         assert given["DBSERVE_HOST"] == "0.0.0.0"  # of the container; it is what makes keys asked for
         here = {

@@ -19,8 +19,8 @@ import yaml
 
 from dbserve.cli import cli
 from dbserve.jobfile import parse_job
-from tests.acceptance.conftest import wait_for
 from tests.kubernetes.chart import CHART, ROOT, chart, pods, render, rendered, selects
+from tests.waiting import wait_for
 
 TEXT = (ROOT / "docs/kubernetes.md").read_text()
 BLOCKS = re.findall(r"^```([^\n]*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)

@@ -14,10 +14,11 @@ from dbserve.contracts.status import JobStatus, Run
 from dbserve.contracts.views import JobView
 from dbserve.store import JobStore
 from dbserve.store.history import Said
-from tests.acceptance.conftest import Service, wait_for
+from tests.acceptance.conftest import Service
 from tests.acceptance.jobs import digits_job, long_job
 from tests.ui.browser import Browser
 from tests.ui.conftest import KEY
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)  # a shared machine can be three times slower than itself
 

@@ -8,9 +8,9 @@ import pytest
 from dbserve.client import Client
 from dbserve.contracts.status import TERMINAL_JOB, JobStatus, TaskState
 from dbserve.jobfile import read_job
-from tests.acceptance.conftest import wait_for
 from tests.acceptance.jobs import digits_job
 from tests.ui.browser import Browser
+from tests.waiting import wait_for
 
 DIRECTORY = os.environ.get("DBSERVE_SCREENSHOTS")
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch.distributed as dist
 
 from dbserve.errors import NonfiniteLoss, StorageError, WorkerLost
 from tests.training import dataset, planned, run, same, spec_of
+from tests.waiting import wait_for
 from workers.checkpoint import TrainingState
 from workers.data import Split
 from workers.group import together
@@ -33,14 +32,6 @@ TASK = "data_parallel"
 def followers(parent: int) -> list[psutil.Process]:
     children = psutil.Process(parent).children(recursive=True)
     return [child for child in children if "workers.follower" in child.cmdline()]
-
-
-def until(condition: Callable[[], bool]) -> bool:
-    """Whether it became true within a minute."""
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
 
 
 def by_one_worker(**training: Any) -> list[tuple[StepReport, TrainingState]]:
@@ -112,7 +103,11 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     finally:
         parent.kill()
         parent.communicate()
-    assert until(lambda: not any(other.is_running() and other.status() != psutil.STATUS_ZOMBIE for other in others))
+    wait_for(
+        lambda: not any(other.is_running() and other.status() != psutil.STATUS_ZOMBIE for other in others),
+        seconds=60,
+        what="the followers have ended, too",
+    )
 
 
 def test_a_loss_that_is_no_number_at_one_worker_stops_them_all() -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,13 @@ from redis.connection import parse_url
 from dbserve import embedded, processes
 from dbserve.errors import StartupRefused
 from dbserve.processes import Child
+from tests.waiting import wait_for
+
+PATIENCE_SECONDS = 30.0
 
 
 def a_child(log: Path, code: str, **changes: object) -> Child:
     return Child("child", [sys.executable, "-c", code], os.environ, log, **changes)  # pyright: ignore[reportArgumentType]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("restarts", "seconds"), [(0, 1.0), (3, 8.0), (5, 30.0), (5000, 30.0)])
@@ -73,7 +68,11 @@ def test_what_a_child_started_ends_with_it_even_in_a_process_group_of_its_own(tm
     )
     child = a_child(tmp_path / "child.log", code)
     child.start()
-    wait_for(lambda: "ready" in child.said() and child.process is not None and child.process.poll() is not None)
+    wait_for(
+        lambda: "ready" in child.said() and child.process is not None and child.process.poll() is not None,
+        seconds=PATIENCE_SECONDS,
+        what="it said so, and is gone",
+    )
     assert len(child.session()) == 1, "the grandchild outlives its parent"
     assert child.ended() == 0
     assert not child.session()
@@ -133,7 +132,7 @@ time.sleep(600)"""
     ray = a_child(tmp_path / "ray.log", code)
     ray.start()
     try:
-        wait_for(lambda: "ready" in ray.said())
+        wait_for(lambda: "ready" in ray.said(), seconds=PATIENCE_SECONDS, what="ray is ready")
         embedded._let_workers_save(ray, threading.Event())  # pyright: ignore[reportPrivateUsage]
         assert "saved" in ray.said()
         assert ray.ended() is None, "Ray itself is stopped later"
@@ -149,7 +148,7 @@ def test_a_second_ctrl_c_waits_for_no_worker(tmp_path: Path, monkeypatch: pytest
     hurried.set()
     worker.start()
     try:
-        wait_for(lambda: "ready" in worker.said())
+        wait_for(lambda: "ready" in worker.said(), seconds=PATIENCE_SECONDS, what="the worker is ready")
         embedded._let_workers_save(worker, hurried)  # pyright: ignore[reportPrivateUsage]
         assert embedded._workers_of(worker), "it was not waited for"  # pyright: ignore[reportPrivateUsage]
     finally:
