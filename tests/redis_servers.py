@@ -1,4 +1,4 @@
-"""Redis servers of the tests' own: with users, and with TLS."""
+"""Redis servers of the tests' own, which keep nothing."""
 
 import contextlib
 import subprocess

@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,21 +12,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-import redis as redis_sync
 
 from dbserve.client import Client
 from dbserve.contracts.views import BlockView, JobView
-from dbserve.embedded import redis_server_binary
 from tests.acceptance.conftest import Service
 from tests.acceptance.jobs import long_job
 from tests.chaos.namespaces import Host, Lan, lan, missing
+from tests.cluster.machines import FAST, RAY
+from tests.redis_servers import redis_server
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
-FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 LEASE_SECONDS = 8.0
-RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @pytest.fixture(autouse=True)
@@ -42,22 +39,9 @@ def namespaces() -> None:
 @contextmanager
 def redis_on(address: str, directory: Path) -> Iterator[str]:
     """Its URL. Any host of the network may ask it."""
-    port = "7379"
-    command = [str(redis_server_binary()), "--bind", address, "--port", port, "--dir", str(directory)]
-    server = subprocess.Popen([*command, "--protected-mode", "no", "--save", ""], stdout=subprocess.DEVNULL)
-    try:
-        client = redis_sync.Redis(host=address, port=int(port))
-
-        def answers() -> bool:
-            with suppress(redis_sync.ConnectionError):
-                return bool(client.ping())  # pyright: ignore[reportUnknownMemberType]
-            return False
-
-        wait_for(answers, seconds=20, what="Redis answers")
-        yield f"redis://{address}:{port}/0"
-    finally:
-        server.terminate()
-        server.wait(20)
+    arguments = ["--bind", address, "--port", "7379", "--protected-mode", "no"]
+    with redis_server(directory, arguments, host=address, port=7379):
+        yield f"redis://{address}:7379/0"
 
 
 @contextmanager

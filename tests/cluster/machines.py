@@ -141,9 +141,10 @@ class Floor:
     def blocks(self, job: JobView) -> tuple[BlockView, ...]:
         return self.client.blocks(job.id)
 
-    def events(self, job: JobView) -> list[EventView]:
+    def events(self, job: JobView, kind: str) -> list[EventView]:
         """Until now; the client's own are followed until the job has ended."""
-        return list(self.client._all(Page[EventView], f"/v1/jobs/{job.id}/events", {}))  # pyright: ignore[reportPrivateUsage]
+        every = self.client._all(Page[EventView], f"/v1/jobs/{job.id}/events", {})  # pyright: ignore[reportPrivateUsage]
+        return [event for event in every if event.kind == kind]
 
     def wait_until_training(self, job: JobView, *, steps: int = 1, seconds: float = 240.0) -> None:
         """Every block runs, and is past so many steps."""

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.bigger import MIB, complaints, job, limit_workers, run
 from tests.acceptance.conftest import Service
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 LIMIT = 1000 * MIB
 

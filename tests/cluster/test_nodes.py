@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dbserve.contracts.views import EventView, JobView
+from dbserve.contracts.views import JobView
 from tests.acceptance.jobs import long_job
 from tests.cluster.machines import Floor, floor_of
 
@@ -21,10 +21,6 @@ def floor() -> Iterator[Floor]:
         floor_of(Path(directory)) as opened,
     ):
         yield opened
-
-
-def events_of(floor: Floor, job: JobView, kind: str) -> list[EventView]:
-    return [event for event in floor.events(job) if event.kind == kind]
 
 
 def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Floor) -> None:
@@ -49,10 +45,10 @@ def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Flo
 
     floor.machines.drain(floor.nodes()["c"].id, seconds=90)
     floor.wait_for(lambda: "c" not in floor.workers(job.id), seconds=60, what="its blocks have left the node")
-    moved = {event.task: event for event in events_of(floor, job, "move_requested")}
+    moved = {event.task: event for event in floor.events(job, "move_requested")}
     assert sorted(filter(None, moved)) == where["c"]
     floor.wait_for(
-        lambda: {event.task for event in events_of(floor, job, "restored") if event.attempt == 2} == set(where["c"]),
+        lambda: {event.task for event in floor.events(job, "restored") if event.attempt == 2} == set(where["c"]),
         seconds=240,
         what="they go on elsewhere",
     )
@@ -60,11 +56,11 @@ def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Flo
     assert {name: len(tasks) for name, tasks in floor.workers(job.id).items()} == {"a": 3, "b": 3}
     for name, block in after.items():
         assert block.restarts == ({"preempted": 1} if name in where["c"] else {}), "nobody crashed"
-    for event in events_of(floor, job, "crashed"):
+    for event in floor.events(job, "crashed"):
         assert event.data["reason"] == "preempted"
         assert "a last checkpoint at step" in str(event.data["message"])
         stopped_at = int(str(event.data["message"]).rpartition(" ")[2])
-        [restored] = [one for one in events_of(floor, job, "restored") if (one.task, one.attempt) == (event.task, 2)]
+        [restored] = [one for one in floor.events(job, "restored") if (one.task, one.attempt) == (event.task, 2)]
         assert restored.data["step"] == stopped_at, "not a step is lost"
     node = floor.nodes().get("c")
     assert node is None or node.draining, "Ray ends it when nothing is left there"

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dbserve.embedded import redis_server_binary
 from tests.ports import free_ports
+from tests.redis_servers import redis_server
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -48,19 +48,8 @@ def own_address() -> str:
 def redis_url() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="dbs-") as directory:
         path = Path(directory) / "redis.sock"
-        command = [
-            str(redis_server_binary()),
-            "--port",
-            "0",
-            "--unixsocket",
-            str(path),
-            "--save",
-            "",
-            "--dir",
-            directory,
-        ]
-        with _running(command, Path(directory) / "redis.log", {}):
-            wait_for(path.exists, seconds=20, what="redis-server")
+        arguments = ["--port", "0", "--unixsocket", str(path)]
+        with redis_server(Path(directory), arguments, unix_socket_path=str(path)):
             yield f"unix://{path}"
 
 

@@ -13,11 +13,10 @@ import psutil
 import pytest
 
 from dbserve.contracts.job import JobSpec
-from dbserve.contracts.views import BlockView, EventView, JobView
+from dbserve.contracts.views import BlockView, JobView
 from tests.acceptance.jobs import digits_job
 from tests.chaos.undisturbed import digest_of
 from tests.cluster.machines import Floor, floor_of
-from tests.waiting import wait_for
 from workers.checkpoint import answering_weights
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -55,10 +54,6 @@ def undisturbed(spec: JobSpec, cache: Path) -> str:
     return json.loads(done.stdout)["block-0"]
 
 
-def events_of(floor: Floor, job: JobView, kind: str) -> list[EventView]:
-    return [event for event in floor.events(job) if event.kind == kind]
-
-
 def block_of(floor: Floor, job: JobView) -> BlockView:
     [block] = floor.blocks(job)
     return block
@@ -67,10 +62,9 @@ def block_of(floor: Floor, job: JobView) -> BlockView:
 def test_replicas_on_two_nodes_survive_the_loss_of_one_and_of_its_node_and_learn_what_one_worker_does(
     floor: Floor, directory: Path
 ) -> None:
-    machines, client = floor.machines, floor.client
-    machines.add("a", cpus=1)
-    machines.add("b", cpus=1)
-    wait_for(lambda: {"a", "b"} <= floor.nodes().keys(), seconds=120, what="both nodes are seen")
+    for name in ("a", "b"):
+        floor.add(name, cpus=1)
+    floor.wait_for_nodes("a", "b")
     spec = digits_job(
         name="two",
         blocks={"count": 2, "train": [0]},
@@ -80,34 +74,36 @@ def test_replicas_on_two_nodes_survive_the_loss_of_one_and_of_its_node_and_learn
         retry={"max_attempts": 10, "backoff_seconds": 0.0},
         resources={"replicas": 2, "min_replicas": 1, "placement": "spread"},
     )
-    job = client.submit(spec)
+    job = floor.client.submit(spec)
 
     def saved(after: int) -> bool:
         checkpoint = block_of(floor, job).last_checkpoint
         return checkpoint is not None and checkpoint.step > after
 
-    wait_for(lambda: saved(0), seconds=240, what="a first checkpoint")
-    [first] = events_of(floor, job, "launched")
+    floor.wait_for(lambda: saved(0), seconds=240, what="a first checkpoint")
+    [first] = floor.events(job, "launched")
     assert len(set(first.data["nodes"])) == 2, "a node each"
     [other] = replicas()
     os.kill(other.pid, signal.SIGKILL)
-    wait_for(lambda: len(events_of(floor, job, "restored")) == 1, seconds=120, what="the next attempt goes on")
-    [crashed] = events_of(floor, job, "crashed")
+    floor.wait_for(lambda: len(floor.events(job, "restored")) == 1, seconds=120, what="the next attempt goes on")
+    [crashed] = floor.events(job, "crashed")
     assert crashed.data["reason"] == "worker_lost"
     assert "block-0: worker 1 of 2 died" in crashed.data["message"]
-    stood = events_of(floor, job, "restored")[0].data["step"]
+    stood = floor.events(job, "restored")[0].data["step"]
     assert stood >= EVERY
 
-    wait_for(lambda: saved(stood), seconds=240, what="a checkpoint of the second attempt")
-    launched = events_of(floor, job, "launched")[-1]
+    floor.wait_for(lambda: saved(stood), seconds=240, what="a checkpoint of the second attempt")
+    launched = floor.events(job, "launched")[-1]
     assert len(launched.data["nodes"]) == 2, "there was room for both"
     leading = launched.data["nodes"][0]
-    machines.kill("b" if floor.nodes()["a"].id == leading else "a")
-    wait_for(lambda: client.job(job.id).status == "succeeded", seconds=240, what="one replica finishes the job")
-    assert len(events_of(floor, job, "launched")[-1].data["nodes"]) == 1
-    assert {event.data["reason"] for event in events_of(floor, job, "crashed")} <= {"worker_lost", "preempted"}
+    floor.machines.kill("b" if floor.nodes()["a"].id == leading else "a")
+    floor.wait_for(
+        lambda: floor.client.job(job.id).status == "succeeded", seconds=240, what="one replica finishes the job"
+    )
+    assert len(floor.events(job, "launched")[-1].data["nodes"]) == 1
+    assert {event.data["reason"] for event in floor.events(job, "crashed")} <= {"worker_lost", "preempted"}
     assert not replicas(), "none is left behind"
 
-    checkpoint = events_of(floor, job, "checkpointed")[-1].data["checkpoint"]
+    checkpoint = floor.events(job, "checkpointed")[-1].data["checkpoint"]
     path = directory / "data" / "artifacts" / checkpoint["path"]
     assert digest_of(answering_weights(path)) == undisturbed(spec, directory / "undisturbed"), "two gradients, one sum"

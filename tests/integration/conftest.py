@@ -1,9 +1,6 @@
 """Real servers for the integration tests: every test that asks for Redis gets an empty one of this test session."""
 
-import contextlib
-import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,36 +9,19 @@ import pytest
 import redis as redis_sync
 
 from dbserve.api.app import create_app
-from dbserve.embedded import redis_server_binary
 from dbserve.store import JobStore
 from tests.integration.keys_left import leaks
 from tests.integration.serving import settings
+from tests.redis_servers import redis_server
 
 
 @pytest.fixture(scope="session")
 def redis_socket() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="dbs-redis-") as directory:
         socket = Path(directory) / "redis.sock"
-        server = subprocess.Popen(
-            [
-                str(redis_server_binary()),
-                *("--port", "0", "--unixsocket", str(socket), "--dir", directory),
-                *("--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"),
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-        client = redis_sync.Redis(unix_socket_path=str(socket))
-        deadline = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(redis_sync.ConnectionError):
-                client.ping()
-                break
-            assert time.monotonic() < deadline, "redis-server did not start"
-            time.sleep(0.02)
-        yield socket
-        client.close()
-        server.terminate()
-        server.wait(10)
+        arguments = ["--port", "0", "--unixsocket", str(socket)]
+        with redis_server(Path(directory), arguments, unix_socket_path=str(socket)):
+            yield socket
 
 
 @pytest.fixture
