@@ -87,12 +87,8 @@ ENGINE = helm.helm_sdk_version().removeprefix("v")
 Object = dict[str, Any]
 
 
-def chart() -> helm.Chart:
-    return _chart()
-
-
 @functools.cache
-def _chart() -> helm.Chart:
+def chart() -> helm.Chart:
     return helm.Chart.load(CHART)
 
 

@@ -134,22 +134,18 @@ def watched(objects: list[Object]) -> Iterator[str]:
                 yield f"{container.where} has no {sorted(missing)}"
 
 
-Policy = Callable[[list[Object]], Iterator[str]]
-POLICIES: dict[str, Policy] = {
-    policy.__name__: policy
-    for policy in (
-        not_root,
-        confined,
-        nothing_of_the_host,
-        pinned_images,
-        limits,
-        no_tokens,
-        no_service_links,
-        no_secret_in_the_open,
-        known_settings,
-        watched,
-    )
-}
+POLICIES = (
+    not_root,
+    confined,
+    nothing_of_the_host,
+    pinned_images,
+    limits,
+    no_tokens,
+    no_service_links,
+    no_secret_in_the_open,
+    known_settings,
+    watched,
+)
 
 
 def _pod(objects: list[Object], kind: str) -> Any:

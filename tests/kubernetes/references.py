@@ -1,6 +1,6 @@
 """What refers to what: every name that an object of the chart says is another's, a port's, or documented as yours."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer.main
@@ -99,9 +99,9 @@ def backends_are_there(objects: list[Object]) -> Iterator[str]:
         for deployment in kinds(objects, "Deployment"):
             if deployment["metadata"]["name"] == target["name"] and "replicas" in deployment["spec"]:
                 yield f"an upgrade would undo what {scaler['metadata']['name']} scaled"
-    for monitor in kinds(objects, "StatefulSet"):
-        if monitor["spec"]["serviceName"] not in services:
-            yield f"StatefulSet/{monitor['metadata']['name']} has no Service"
+    for stateful in kinds(objects, "StatefulSet"):
+        if stateful["spec"]["serviceName"] not in services:
+            yield f"StatefulSet/{stateful['metadata']['name']} has no Service"
 
 
 def peers_are_there(objects: list[Object]) -> Iterator[str]:
@@ -178,21 +178,17 @@ def unknown_keys(objects: list[Object]) -> Iterator[str]:
                     yield f"{pod.where}: {secret['secretName']} has no key {item['key']}"
 
 
-Policy = Callable[[list[Object]], Iterator[str]]
-POLICIES: dict[str, Policy] = {
-    policy.__name__: policy
-    for policy in (
-        workloads_own_their_pods,
-        selectors_meet_pods,
-        ports_are_there,
-        backends_are_there,
-        peers_are_there,
-        mounts_are_volumes,
-        accounts_are_there,
-        commands_are_there,
-        unknown_keys,
-    )
-}
+POLICIES = (
+    workloads_own_their_pods,
+    selectors_meet_pods,
+    ports_are_there,
+    backends_are_there,
+    peers_are_there,
+    mounts_are_volumes,
+    accounts_are_there,
+    commands_are_there,
+    unknown_keys,
+)
 
 
 def yours(values: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -227,10 +223,9 @@ def _sources(pod: Pod) -> Iterator[tuple[str, str, str]]:
         yield from ((kind, name, f"{pod.where}/{volume['name']}") for kind, name in _of_volume(volume))
     for container in pod.containers():
         yield from ((kind, name, container.where) for kind, name in _of_environment(container))
-    for option in ("redisPassword",):
-        reference = pod.owner["spec"].get("gcsFaultToleranceOptions", {}).get(option, {}).get("valueFrom", {})
-        if "secretKeyRef" in reference:
-            yield "Secret", reference["secretKeyRef"]["name"], pod.where
+    password = pod.owner["spec"].get("gcsFaultToleranceOptions", {}).get("redisPassword", {}).get("valueFrom", {})
+    if "secretKeyRef" in password:
+        yield "Secret", password["secretKeyRef"]["name"], pod.where
     if "authOptions" in pod.owner["spec"]:
         yield "Secret", pod.owner["spec"]["authOptions"]["secretName"], pod.where
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from dbserve.store.acl import USERS, acl_file
 from tests.kubernetes.chart import CHART, ROOT, kinds, render, rendered
 
 RULES = ROOT / "deploy/prometheus/rules/dbserve.yml"
@@ -41,11 +40,6 @@ def test_every_dashboard_is_there_under_the_sidecars_label() -> None:
     carried = {name: json.loads(text) for each in boards for name, text in each["data"].items()}
     assert carried == {path.name: json.loads(path.read_text()) for path in DASHBOARDS}
     assert all(len(json.dumps(each)) < 900_000 for each in boards)  # of 1 MiB that a ConfigMap may have
-
-
-def test_redis_knows_the_users_that_the_code_needs() -> None:
-    wanted = acl_file({user.name: f"{{{user.name}}}" for user in USERS})
-    assert (CHART / "files/users.acl").read_text() == wanted, "stale: make chart"
 
 
 def test_the_chart_fits_into_the_secret_that_helm_keeps_a_release_in() -> None:

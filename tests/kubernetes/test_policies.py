@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from tests.kubernetes import confinement, references
-from tests.kubernetes.chart import SWITCHES, VALUES_FILES, Object, chart, copy_of, kinds, rendered, values_of
+from tests.kubernetes.chart import SWITCHES, VALUES_FILES, Object, copy_of, kinds, rendered, values_of
 from tests.kubernetes.references import unknown_sources, yours
 
 EVERY = [*VALUES_FILES, *SWITCHES]
-POLICIES = confinement.POLICIES | references.POLICIES
+POLICIES = {policy.__name__: policy for policy in (*confinement.POLICIES, *references.POLICIES)}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -21,12 +21,7 @@ def test_nothing_that_is_rendered_breaks_a_policy(policy: str, name: str) -> Non
 
 @pytest.mark.parametrize("name", EVERY)
 def test_secrets_config_and_claims_are_the_charts_or_named_by_the_values(name: str) -> None:
-    assert list(unknown_sources(rendered(name), yours(values_of(name)) | tls_of(name))) == []
-
-
-def tls_of(name: str) -> set[tuple[str, str]]:
-    """A certificate of Redis' is named like the others; that of the API is read by the ingress controller."""
-    return yours(chart().merge_values(values_of(name)))
+    assert list(unknown_sources(rendered(name), yours(values_of(name)))) == []
 
 
 def _spec(objects: list[Object], kind: str) -> Any:

@@ -4,6 +4,13 @@
     matchLabels: {{ include "dbserve.selector" . | nindent 6 }}
 {{- end }}
 
+{{/* Every pod with a Ray node, the driver's too: they talk to each other on ports of Ray's choice. */}}
+{{- define "dbserve.rayPeers" -}}
+{{- range $component := list "ray-head" "ray-worker" "reconciler" }}
+{{ include "dbserve.peer" (dict "root" $ "component" $component) }}
+{{- end }}
+{{- end }}
+
 {{- define "dbserve.egress.dns" -}}
 {{- with .Values.networkPolicy.dns }}
 {{- if not (or .namespaces .cidrs) }}
