@@ -9,8 +9,6 @@ from dbserve.cli_options import DEFAULT_URL, ApiKey, AsJson, Url, connected
 from dbserve.errors import ConfigInvalid
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from dbserve.contracts.key import KeyCreated, KeyView
 
 commands = typer.Typer(help="API keys: who may come in, to what, for how long.", no_args_is_help=True)
@@ -50,7 +48,7 @@ def create(
 @commands.command("list")
 def list_keys(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Keys of the project, oldest first."""
-    from dbserve.cli_print import print_json_page, print_table
+    from dbserve.cli_print import moment, print_json_page, print_table
 
     with connected(url, api_key) as client:
         found = client.keys.all()
@@ -64,8 +62,8 @@ def list_keys(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = 
             key.project,
             ",".join(key.scopes),
             _state(key),
-            _date(key.expires_at),
-            _date(key.last_used_at),
+            moment(key.expires_at),
+            moment(key.last_used_at),
         )
         for key in found
     ]
@@ -123,7 +121,7 @@ def audit(
     """Who changed what, or was refused to: newest first."""
     from itertools import islice
 
-    from dbserve.cli_print import print_json_page, print_table
+    from dbserve.cli_print import moment, print_json_page, print_table
 
     with connected(url, api_key) as client:
         found = tuple(islice(client.keys.audit(deployment=deployment), limit))
@@ -131,7 +129,7 @@ def audit(
         print_json_page(found)
         return
     rows = [
-        (_date(one.at), one.key_id or "", one.address or "", one.method, one.object, str(one.status), one.request_id)
+        (moment(one.at), one.key_id or "", one.address or "", one.method, one.object, str(one.status), one.request_id)
         for one in found
     ]
     print_table(("at", "key", "address", "method", "object", "status", "request"), rows, empty="no entries")
@@ -153,10 +151,6 @@ def _state(key: "KeyView") -> str:
     if key.revoked_at is not None:
         return "revoked"
     return "expired" if key.expires_at is not None and key.expires_at <= datetime.now(UTC) else "good"
-
-
-def _date(at: "datetime | None") -> str:
-    return "" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def _seconds(text: str) -> int:

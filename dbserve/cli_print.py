@@ -230,7 +230,7 @@ def print_jobs(jobs: Sequence[JobSummary], *, more: bool) -> None:
         progress = job.progress
         done = f"{progress.percent:.0f} %"
         table.add_row(
-            job.id, job.name, job.status, done, left(progress.eta_seconds), _time(job.created_at), job.message or ""
+            job.id, job.name, job.status, done, left(progress.eta_seconds), moment(job.created_at), job.message or ""
         )
     out = console()
     out.print(table if jobs else "no jobs")
@@ -278,7 +278,7 @@ def task_cells(task: TaskView) -> list[str]:
 def print_checkpoints(checkpoints: Sequence[TaskCheckpointView]) -> None:
     table = _table("task", "step", "attempt", "saved", "sha256", "path")
     for checkpoint in checkpoints:
-        figures = str(checkpoint.step), str(checkpoint.attempt), _time(checkpoint.at)
+        figures = str(checkpoint.step), str(checkpoint.attempt), moment(checkpoint.at)
         table.add_row(checkpoint.task, *figures, checkpoint.sha256[:12], checkpoint.path)
     console().print(table if checkpoints else "no checkpoints yet")
 
@@ -288,13 +288,13 @@ def print_log_line(line: LogView, *, as_json: bool) -> None:
         typer.echo(line.model_dump_json())
     else:
         place = f"{line.task}#{line.attempt}"
-        typer.echo(log_text(_time(line.at), place, line.level, line.message, line.fields))
+        typer.echo(log_text(moment(line.at), place, line.level, line.message, line.fields))
 
 
 def print_models(models: Sequence[ModelSummary]) -> None:
     table = _table("id", "name", "version", "created", "contract")
     for model in models:
-        table.add_row(model.id, model.name, str(model.version), _time(model.created_at), model.contract_hash[:12])
+        table.add_row(model.id, model.name, str(model.version), moment(model.created_at), model.contract_hash[:12])
     console().print(table if models else "no models")
 
 
@@ -345,5 +345,6 @@ def _print_narrow(out: Console, table: Table) -> None:
     out.print(table, width=min(out.width, TERMINAL))
 
 
-def _time(at: datetime) -> str:
-    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+def moment(at: datetime | None) -> str:
+    """In local time; empty for never."""
+    return "" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -66,7 +66,7 @@ def list_webhooks(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJso
 @commands.command()
 def show(webhook: WebhookId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """A webhook and its last deliveries, newest first."""
-    from dbserve.cli_print import print_json, print_table
+    from dbserve.cli_print import moment, print_json, print_table
 
     with connected(url, api_key) as client:
         found = client.webhooks.show(webhook)
@@ -76,12 +76,12 @@ def show(webhook: WebhookId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_
     typer.echo(f"{found.id}: {found.url} ({found.disabled or 'on'}), {found.waiting} on their way")
     rows = [
         (
-            f"{one.at.astimezone():%Y-%m-%d %H:%M:%S}",
+            moment(one.at),
             one.event,
             str(one.attempt),
             "" if one.code is None else str(one.code),
             one.error or "",
-            "" if one.next_try is None else f"{one.next_try.astimezone():%Y-%m-%d %H:%M:%S}",
+            moment(one.next_try),
             one.message_id,
         )
         for one in found.deliveries

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import grpc
@@ -48,6 +48,7 @@ class RayCluster:
         self._works: dict[
             Run, Any
         ] = {}  # what Ray promised of work(); it never ends well, since the process ends first
+        self._living: frozenset[str] | None = None  # nodes, at the last look; None: there was none
         self._looks: dict[Run, Any] = {}  # what other nodes have been asked and have not answered
 
     @classmethod
@@ -92,7 +93,6 @@ class RayCluster:
                 if refused.code() is grpc.StatusCode.UNAUTHENTICATED:
                     return
                 raise ClusterUnavailable(f"Ray at {address} does not say whether it asks for a token") from refused
-        self.disconnect()
         raise StartupRefused(
             f"the Ray cluster at {address} can be reached from outside and answers without a token: start all its "
             "nodes with RAY_AUTH_MODE=token and the same token, whose file DBSERVE_RAY_AUTH_TOKEN_PATH names"
@@ -107,6 +107,7 @@ class RayCluster:
             nodes, draining = ray.nodes(), books.state.get_draining_nodes()
         now = time.time()
         living = tuple(_node(node, draining, now) for node in nodes if node["Alive"])
+        self._living = frozenset(node.id for node in living)
         return Capacity(living, Growth(left_out=self._asking.left_out) if self._autoscaling else None)
 
     def alive(self) -> set[Run]:
@@ -142,7 +143,7 @@ class RayCluster:
         if task.node == socket.gethostname():
             end(task.pid, task.born)
         elif task.node_id is not None and self._node_lives(task.node_id):
-            _on_node(task.node_id, end).remote(task.pid, task.born)
+            _on_node(task.node_id, _END).remote(task.pid, task.born)
 
     def presence(self, task: Task) -> Presence:
         """Whether the worker of `task` still has its process, and the GPU it held. Takes LOOK_SECONDS at most.
@@ -159,7 +160,7 @@ class RayCluster:
             return Presence.UNKNOWN
         seconds = 0.01 if task.run in self._looks else LOOK_SECONDS
         if task.run not in self._looks:
-            self._looks[task.run] = _on_node(task.node_id, look).remote(task.pid, task.born, gpu=gpu)
+            self._looks[task.run] = _on_node(task.node_id, _LOOK).remote(task.pid, task.born, gpu=gpu)
             _forget_the_oldest(self._looks)
         try:
             with _reaching_ray():
@@ -206,8 +207,10 @@ class RayCluster:
         self._asked_for = wanted, now
 
     def _node_lives(self, node_id: str) -> bool:
-        with _reaching_ray():
-            return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+        """As of the last look at the cluster's capacity, with which a reconciler begins every turn."""
+        if self._living is None:
+            self.capacity()
+        return self._living is not None and node_id in self._living
 
 
 def _node(node: dict[str, Any], draining: dict[str, int], now: float) -> Node:
@@ -227,8 +230,8 @@ def _node(node: dict[str, Any], draining: dict[str, int], now: float) -> Node:
 
 
 def _bundle(demand: Demand) -> dict[str, float]:
-    held = {"CPU": demand.resources.cpus, "GPU": demand.resources.gpus}
-    return {name: round(count, 4) for name, count in held.items() if count}
+    told = demand.resources.told
+    return {name: count for name, count in (("CPU", told.cpus), ("GPU", told.gpus)) if count}
 
 
 def _selector(demand: Demand) -> dict[str, str]:
@@ -237,7 +240,7 @@ def _selector(demand: Demand) -> dict[str, str]:
 
 
 def _refuses(asked: Sequence[Demand]) -> bool:
-    """Whether the autoscaler has found this very request to be beyond it. Of the first autoscaler nothing is known."""
+    """Whether the autoscaler has found a request for as many to be beyond it. Of the first one nothing is known."""
     from ray.core.generated import autoscaler_pb2
 
     told: bytes = ray.get_runtime_context().worker.gcs_client.get_cluster_status()
@@ -252,6 +255,8 @@ def explained(error: Exception) -> tuple[Reason, str] | None:
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return Reason.HOST_OOM, next(filter(None, lines), "Ray's memory monitor killed the worker")
+    if isinstance(error, ray.exceptions.ActorUnschedulableError):
+        return Reason.PREEMPTED, "its node was gone before it had begun"
     if isinstance(error, ray.exceptions.ActorDiedError):
         said = next((line for line in lines if "node has died" in line), None)
         reason = Reason.PREEMPTED if error.preempted else Reason.WORKER_LOST
@@ -259,9 +264,13 @@ def explained(error: Exception) -> tuple[Reason, str] | None:
     return None
 
 
-def _on_node(node_id: str, what: Callable[..., Any]) -> Any:
-    """`what` as a task that runs on that node and no other, whatever is free there."""
-    return ray.remote(num_cpus=0, max_retries=0)(what).options(scheduling_strategy=_pinned(node_id))
+_AT_ONCE: Any = ray.remote(num_cpus=0, max_retries=0)
+_END, _LOOK = _AT_ONCE(end), _AT_ONCE(look)
+
+
+def _on_node(node_id: str, task: Any) -> Any:
+    """The task, to run on that node and no other, whatever is free there."""
+    return task.options(scheduling_strategy=_pinned(node_id))
 
 
 def _pinned(node_id: str) -> NodeAffinitySchedulingStrategy:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import httpx
 
 from dbserve.artefacts import open_artefacts
-from dbserve.contracts.access import RedisAccess
+from dbserve.contracts.access import NAMES, RedisAccess
 from dbserve.errors import StartupRefused
 from dbserve.processes import STOP_SECONDS, Child, wait_until_ready, watch
 from dbserve.settings import Settings, refuse_open_cluster, refuse_open_door
@@ -30,9 +30,7 @@ LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
 RAY_PREFIX = "dbserve-ray-"
 LAST_SAVE_SECONDS = 20.0  # that workers get for their last checkpoints when the service stops
 WORKER = b"ray::BlockActor"  # how the processes of workers.actor.BlockActor are named
-_WITHOUT_CREDENTIALS: dict[str, None] = dict.fromkeys(
-    ("redis_username", "redis_password", "redis_ca_file", "redis_cert_file", "redis_key_file")
-)
+_WITHOUT_CREDENTIALS: dict[str, None] = {f"redis_{name}": None for name in NAMES if name != "url"}
 RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # under Ray's temporary directory
 
 
@@ -120,7 +118,7 @@ def serve_embedded(
                     "cache_dir": data_dir / "cache",
                 }
             )
-            environment |= ours.environment()
+            environment = environment | ours.environment()  # anew: Redis and Ray, also when restarted, get no secret
             program = [sys.executable, "-m", "dbserve"]
             api = start(Child("api", [*program, "api"], environment, logs / "api.log"))
             url = f"http://{_url_host(settings.host)}:{port}"

@@ -45,8 +45,8 @@ class Asking:
         count = sum(demand.count for demand in self._asked)
         if count > 1:
             self._limit(count // 2, now)
-        for demand in self._asked if count == 1 else ():
-            self._left_out[kind_of(demand)] = now
+        elif count == 1:
+            self._left_out[kind_of(self._asked[0])] = now
 
     def _limit(self, most: int, now: float) -> None:
         self._most, self._changed_at = most, now

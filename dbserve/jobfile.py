@@ -10,6 +10,7 @@ from typing import Literal, cast, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from dbserve.admission import BUILTIN
 from dbserve.contracts.job import JobSpec
 from dbserve.errors import Fault, SpecInvalid
 from dbserve.plaintree import pointer, read_json, read_yaml
@@ -42,7 +43,7 @@ def read_job(text: bytes, *, form: Format, directory: Path) -> JobSpec:
 
 
 def _anchored(uri: str | None, directory: Path) -> str | None:
-    if uri is None or "://" in uri or uri.startswith("builtin:"):
+    if uri is None or "://" in uri or uri.startswith(BUILTIN):
         return uri
     path = Path(uri)
     with contextlib.suppress(RuntimeError):  # there is no such user: then it is a plain name, of nothing most likely

@@ -6,11 +6,12 @@ which of the node's GPUs it gets; which one that was, a worker says when it begi
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from heapq import heapify, heappop, heappush, heapreplace
 from math import ceil
 from typing import Literal, NamedTuple
 
-from dbserve.contracts.cluster import ANY_GPU, Capacity, Node, Resources
+from dbserve.contracts.cluster import Capacity, Node, Resources
 from dbserve.contracts.status import Task
 
 _EPS = 1e-9
@@ -28,8 +29,12 @@ class Ask(NamedTuple):
 
     def admits(self, node: Node) -> bool:
         """Whether a node is of the right kind, however much of it is free."""
-        if node.draining or (self.gpu_type is not None and node.gpu_type not in {self.gpu_type, ANY_GPU}):
-            return False
+        return not node.draining and self.finds_gpu(node) and self.finds_labels(node)
+
+    def finds_gpu(self, node: Node) -> bool:
+        return self.gpu_type is None or node.gpu_type == self.gpu_type
+
+    def finds_labels(self, node: Node) -> bool:
         return all(node.labels.get(key) == value for key, value in self.labels)
 
 
@@ -37,7 +42,7 @@ def ask_of(task: Task) -> Ask:
     """Blocks never talk to each other, so together they lose nothing, decode their shards once, and leave whole nodes
     free for who needs one: they are packed, unless the job says otherwise."""
     return Ask(
-        Resources(task.cpus, task.gpus),
+        resources_of(task),
         task.replicas,
         task.min_replicas,
         task.placement or "pack",
@@ -116,11 +121,11 @@ class Books:
             for rank, node_id in enumerate(nodes_of(task) or ("",)):
                 names = task.gpu.split(",") if task.gpu and rank == 0 else ()
                 if names and node_id in self._pages:
-                    self._take(self._pages[node_id], Resources(task.cpus, task.gpus), task.run.job_id, names)
+                    self._take(self._pages[node_id], resources_of(task), task.run.job_id, names)
                 else:
                     later.append((node_id, task))
         for node_id, task in later:
-            held = Resources(task.cpus, task.gpus)
+            held = resources_of(task)
             page = self._pages.get(node_id)
             if not node_id:  # of a version that left it to Ray
                 page = next((one for one in self._pages.values() if one.room(held)), None)
@@ -213,6 +218,11 @@ class Books:
         return found
 
 
+def resources_of(task: Task) -> Resources:
+    """Of each of its replicas."""
+    return Resources(task.cpus, task.gpus)
+
+
 def nodes_of(task: Task) -> tuple[str, ...]:
     """Of each of its workers, as far as is known, the leading one's first."""
     return task.nodes or ((task.node_id,) if task.node_id else ())
@@ -267,15 +277,15 @@ def shortfall(ask: Ask, nodes: Sequence[Node]) -> str | None:
         return None
     if any(node.draining for node in nodes):
         staying = [node for node in nodes if not node.draining]
-        if shortfall(ask, [_undrained(node) for node in nodes]) is None:
+        if shortfall(ask, [replace(node, draining=False) for node in nodes]) is None:
             return "every node that could hold it is draining"
         if staying:
             nodes = staying
     needs = f"needs {ask.resources.cpus:g} CPUs and {ask.resources.gpus:g} GPUs on one node"
-    rest = [node for node in nodes if all(node.labels.get(key) == value for key, value in ask.labels)]
+    rest = [node for node in nodes if ask.finds_labels(node)]
     if not rest:
         return f"no node is labelled {_listed(f'{key}={value}' for key, value in ask.labels)}; {_labels(ask, nodes)}"
-    typed = [node for node in rest if ask.gpu_type is None or node.gpu_type in {ask.gpu_type, ANY_GPU}]
+    typed = [node for node in rest if ask.finds_gpu(node)]
     if not typed:
         types = _listed({node.gpu_type for node in rest if node.gpu_type is not None}) or "none that is known"
         return f"no node has GPU type {ask.gpu_type}; nodes have {types}"
@@ -294,10 +304,6 @@ def _together(ask: Ask, nodes: Iterable[Node]) -> int:
         if count >= ask.fewest:
             break
     return count
-
-
-def _undrained(node: Node) -> Node:
-    return Node(node.id, node.name, node.resources, node.labels, node.gpu_type)
 
 
 def _labels(ask: Ask, nodes: Sequence[Node]) -> str:

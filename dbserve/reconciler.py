@@ -315,13 +315,13 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     joining = asyncio.create_task(asyncio.to_thread(RayCluster.connect, settings, await store.deployment()))
     await store.active_outlines()
     cluster = await joining
-    await asyncio.to_thread(cluster.refuse_open_doors)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    announce(settings.ray_address)
-    log.info("the reconciler has begun", extra={"ray_address": settings.ray_address})
     try:
+        await asyncio.to_thread(cluster.refuse_open_doors)
+        announce(settings.ray_address)
+        log.info("the reconciler has begun", extra={"ray_address": settings.ray_address})
         artefacts = open_artefacts(settings.artifacts)
         deliverer = Deliverer(store, Poster(private_hosts=settings.webhook_private_hosts))
         reconciler = Reconciler(

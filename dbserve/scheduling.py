@@ -11,6 +11,7 @@ from dbserve.contracts.plan import TRAINED
 from dbserve.contracts.snapshot import JobOutline
 from dbserve.contracts.status import (
     HELD,
+    OCCUPYING,
     STOPPING,
     TERMINAL,
     Abandoned,
@@ -30,7 +31,7 @@ from dbserve.contracts.status import (
     TaskState,
 )
 from dbserve.lifecycle import backoff_seconds, broken_need, can_start
-from dbserve.placement import Ask, Books, ask_of, nodes_of, shortfall
+from dbserve.placement import Ask, Books, ask_of, nodes_of, resources_of, shortfall
 from dbserve.sight import Silence
 
 START_SECONDS = 300.0  # from a worker's launch to its first word
@@ -38,7 +39,6 @@ LAST_SECONDS = 3.0  # before a node goes, for the reconciler to kill what is lef
 MOST_KEPT = 16  # tasks that wait, and have room kept for them
 MOST_WAITING = 1000  # tasks that wait, and of which an autoscaler is told
 MOST_SAID = 64  # of those, whose wait is put down at one look
-OCCUPYING = HELD | STOPPING  # what holds resources
 _CANCELLABLE = HELD | {TaskState.PENDING, TaskState.PAUSED, TaskState.PAUSING}
 
 
@@ -120,31 +120,23 @@ class Scene:
         """A node that its workers were given is gone, or about to go: Ray begins nothing there."""
         return not self.there(task) or any(node in self.draining for node in task.nodes)
 
+    def missing(self, ask: Ask) -> str | None:
+        """What the nodes there are lack for it while they are empty, in words; None: nothing."""
+        if ask not in self._missing:
+            self._missing[ask] = shortfall(ask, self.capacity.nodes)
+        return self._missing[ask]
+
     def verdict(self, ask: Ask) -> str | None:
-        """Why the cluster can never hold it, in words; None: it can, or might once it has grown."""
-        if ask not in self._verdicts:
-            self._verdicts[ask] = self._shortfall(ask)
-        return self._verdicts[ask]
+        """Why the cluster can never hold it, in words; None: it can, or may grow: then what is missing may come."""
+        return self.missing(ask) if self.capacity.growth is None else None
 
     @cached_property
     def _living(self) -> frozenset[str]:
         return frozenset(node.id for node in self.capacity.nodes)
 
     @cached_property
-    def _verdicts(self) -> dict[Ask, str | None]:
+    def _missing(self) -> dict[Ask, str | None]:
         return {}
-
-    def _shortfall(self, ask: Ask) -> str | None:
-        missing, growth = shortfall(ask, self.capacity.nodes), self.capacity.growth
-        if missing is None or growth is None:
-            return missing
-        if growth.nodes is None or shortfall(ask, (*self.capacity.nodes, *growth.nodes)) is None:
-            return None
-        return f"{missing}, and no node that the autoscaler may add is of use"
-
-
-def resources_of(task: Task) -> Resources:
-    return Resources(task.cpus, task.gpus)
 
 
 def decide(scene: Scene) -> Iterator[Action]:
@@ -296,7 +288,8 @@ def _launches(scene: Scene) -> Iterator[Action]:
         by_owner[job.record.owner] += len(held)
         jobs_with_workers += bool(held)
         for task in held:
-            if task.state is TaskState.LAUNCHED and task.run not in scene.asked and task.cluster == scene.cluster:
+            unasked = task.state is TaskState.LAUNCHED and task.run not in scene.asked
+            if unasked and task.cluster == scene.cluster and scene.there(task):
                 yield Launch(task.run, resources_of(task), task.nodes, job.record.trace)
     books.charge(everyone)
     total, waiting, waits = len(everyone), list[Task](), Counter[str]()
@@ -343,7 +336,7 @@ def _growth(scene: Scene, held: Sequence[Task], waiting: Sequence[Task]) -> Iter
     growth = scene.capacity.growth
     left_out = growth.left_out if growth is not None else frozenset[Demand]()
     for task in waiting[:MOST_SAID]:
-        missing = shortfall(ask_of(task), scene.capacity.nodes)
+        missing = scene.missing(ask_of(task))
         why = f"waiting for a node: {missing or 'all that could hold it are in use'}"
         if not left_out.isdisjoint(_demands({ask_of(task): 1})):
             why += "; the autoscaler says that it can add none at present"

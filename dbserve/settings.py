@@ -132,7 +132,7 @@ class Settings(BaseSettings):
     @property
     def data_rules(self) -> Allowed:
         """What jobs may name as data."""
-        return self.data_rules_for(by_key=self.keys_always_asked_for)
+        return self.data_rules_for(by_key=False)
 
     def data_rules_for(self, *, by_key: bool) -> Allowed:
         """The same, of a job that somebody submits by a key: who is given one need not be this machine's user."""
@@ -170,7 +170,7 @@ class Settings(BaseSettings):
         return given
 
     def environment(self) -> dict[str, str]:
-        """These settings as environment variables, for a child process (the API key included)."""
+        """These settings as environment variables, for a child process, secrets included."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return {
             PREFIX + name.upper(): value.get_secret_value() if isinstance(value, SecretStr) else str(value)

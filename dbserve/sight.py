@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dbserve.contracts.snapshot import JobOutline
-from dbserve.contracts.status import HELD, STOPPING, Run
+from dbserve.contracts.status import OCCUPYING, Run
 
 BLIND_SECONDS = 5.0  # whoever has not looked for so long has no ground to call anybody silent
 
@@ -41,11 +41,10 @@ class Sight:
         if self._looked_at is None or now - self._looked_at > BLIND_SECONDS:
             self.forget()
         self._looked_at = now
-        held = HELD | STOPPING
         heard: dict[Run, _Heard] = {}
         for job in jobs:
             for name, task in job.tasks.items():
-                if task.state not in held:
+                if task.state not in OCCUPYING:
                     continue
                 told = job.progress.get(name)
                 # A worker that has begun is another sight than one that was asked for.

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -133,7 +134,7 @@ class BlockWorker:
         pulse = Pulse(self._store, run, account=account, lease=lease, logs=self._logs)
         self._termination.hand_over(pulse.preempt)
         end_when_wedged(lambda: pulse.beats, lease)
-        gpus = await asyncio.to_thread(gpus_held, self._gpus)
+        gpus = await asyncio.to_thread(gpus_held)
         task = await patiently(lambda: self._store.apply(self._started(gpus)))
         failpoint("actor.started")
         about = {**of_run(run), "dbserve.node": task.node, "dbserve.gpu": task.gpu}
@@ -195,8 +196,11 @@ class BlockWorker:
         trunk = await self._trunk(plan)
 
         def train() -> None:
-            from workers.attempt import TrainingAttempt, prepare_process  # here: torch takes seconds to come
+            import torch  # here: it takes seconds to come
+
+            from workers.attempt import TrainingAttempt, prepare_process
             from workers.data import open_dataset
+            from workers.subprocesses import Subprocesses
 
             prepare_process(self._cpus)
             data = open_dataset(plan.data, spec.data, cache_dir=self._config.cache_dir)
@@ -204,23 +208,29 @@ class BlockWorker:
             attempt = TrainingAttempt(
                 self._store, self._artefacts, spec, plan, task, trace=trace, redact=self._logs.redact
             )
-            attempt.run(data, pulse, loop, trunk=trunk, device=_device(self._gpus), crew=crew)
-
-        crew = self._crew(spec, task, pulse, loop)
-        await asyncio.to_thread(train)
-
-    def _crew(self, spec: JobSpec, task: Task, pulse: Pulse, loop: asyncio.AbstractEventLoop) -> ReplicaCrew | None:
-        """The replicas that the attempt was granted; None: this worker is the only one."""
-        if len(task.nodes) < 2:
-            return None
-
-        def wanted(rank: int) -> None:
-            loop.call_soon_threadsafe(pulse.preempt_for, f"SIGTERM to worker {rank}")
+            device, workers = _device(self._gpus), plan.task(task.run.task).workers
+            crew = replicas
+            if crew is None and workers > 1:
+                crew = Subprocesses.of(workers, torch.device(device), stuck)
+            attempt.run(data, pulse, loop, trunk=trunk, device=device, crew=crew)
 
         def stuck(lost: WorkerLost) -> None:
             with contextlib.suppress(Exception):
                 asyncio.run_coroutine_threadsafe(self._confess(spec, lost), loop).result()
             os._exit(1)  # the training is in a call that never returns
+
+        replicas = self._replicas(task, pulse, loop, stuck)
+        await asyncio.to_thread(train)
+
+    def _replicas(
+        self, task: Task, pulse: Pulse, loop: asyncio.AbstractEventLoop, stuck: Callable[[WorkerLost], None]
+    ) -> ReplicaCrew | None:
+        """The replicas that the attempt was granted; None: this worker is the only one."""
+        if len(task.nodes) < 2:
+            return None
+
+        def wanted(rank: int) -> None:
+            loop.call_soon_threadsafe(pulse.preempt, f"SIGTERM to worker {rank}")
 
         return ReplicaCrew(
             nodes=task.nodes,

@@ -29,9 +29,8 @@ log = logging.getLogger("dbserve.worker")
 
 
 def main() -> None:
-    keep_freed_memory()
     call = Call.model_validate_json(sys.stdin.buffer.readline())
-    follow(call, lambda letter: _told(letter))
+    follow(call, _told)
 
 
 def _told(letter: Letter) -> tuple[Split, Split | None]:
@@ -48,6 +47,7 @@ def follow(
     Ends the process, in whatever call it is, when the leader is gone. What goes wrong is told to it, and raised.
     `gpu` is the UUID of the one it has; `meet` gets what is to be called when this machine is wanted.
     """
+    keep_freed_memory()
     greeting = Greeting(secret=call.secret, rank=call.rank, node=socket.gethostname(), gpu=gpu)
     line = dial(call.host, call.port, greeting, call.silence_seconds)
     letter = Letter.model_validate_json(line.receive())
@@ -75,7 +75,7 @@ def _train(call: Call, letter: Letter, open_rows: OpenRows, line: Line) -> None:
     store = joined_store(call.host, call.store_port, call.size, call.secret)
     line.send(Word(kind="ready"))
     with together(store, call.rank, call.size, device, host=call.host, registered=sharded) as workers:
-        orders = Orders(letter.spec, letter.plan, letter.task, train, validation=validation if sharded else None)
+        orders = Orders(letter.spec, letter.plan, letter.task, train, validation=validation)
         captures = Captures(workers)
         for report in training(shared_start(letter, orders, workers), device, workers):
             if sharded:

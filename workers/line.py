@@ -57,7 +57,7 @@ class Line:
             self._connection.sendall(_LENGTH.pack(len(frame)) + frame)
 
     def receive(self, most: int = _LONGEST) -> bytes:
-        """The next frame. Raises TimeoutError after silence, OSError (also EOFError) where the other end is gone."""
+        """The next frame. Raises TimeoutError after silence, OSError where the other end is gone."""
         (size,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         if size > most:
             raise ConnectionError(f"a frame of {size:,} bytes, more than {most:,}")

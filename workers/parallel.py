@@ -118,9 +118,12 @@ class Crew(Protocol):
 
 
 @contextlib.contextmanager
-def leading(orders: Orders, device: torch.device, crew: Crew) -> Generator[Together, None, None]:
+def leading(
+    orders: Orders, device: torch.device, crew: Crew
+) -> Generator[tuple[Together, threading.Event], None, None]:
     """Rank 0 of crew.size workers; the others are called, and gone at the end.
 
+    The event is to be set while the training waits for who takes its reports: it is in no call with the others then.
     Raises WorkerLost naming the rank of one that died or did not come, with its reason where that is known;
     ConfigInvalid where the crew cannot be had, StorageError where rows cannot be written.
     """
@@ -164,7 +167,7 @@ def leading(orders: Orders, device: torch.device, crew: Crew) -> Generator[Toget
             log.info("all %d workers are there", crew.size)
             workers = stack.enter_context(together(store, 0, crew.size, device, host=crew.host, registered=sharded))
             shared_start(letter, orders, workers)
-            yield workers
+            yield workers, watch.away
         except DbserveError:
             raise
         except Exception as error:  # of the process group, most likely: it knows an address where we know a rank
@@ -178,6 +181,7 @@ class _Watch:
 
     def __init__(self, task: TaskPlan, crew: Crew) -> None:
         self.hired: dict[int, Hired] = {}
+        self.away = threading.Event()  # the training is in no call: who takes its reports has the thread, and may save
         self._task, self._crew = task, crew
         self._ready = set[int]()
         self._came = set[int]()
@@ -209,8 +213,10 @@ class _Watch:
         lost = self.verdict(0.0)
         assert lost is not None
         self.hired[rank].end()  # one that is stopped, or cut off, holds its connections open
-        if not self._over.wait(STOP_SECONDS):
-            self._crew.stuck(lost)
+        while not self._over.wait(STOP_SECONDS):
+            if not self.away.is_set():
+                self._crew.stuck(lost)
+                return
 
     def await_all(self, board: Switchboard) -> None:
         """Until all have come and are ready. Raises WorkerLost."""

@@ -57,15 +57,14 @@ class Pulse:
 
     def __init__(self, store: JobStore, run: Run, *, account: Account, lease: Lease, logs: LogBuffer) -> None:
         self.beats = 0  # heartbeats tried
-        self.preempted = False  # the machine is wanted, or about to go
-        self.preempted_by = "SIGTERM"
+        self.preempted_by: str | None = None  # why the attempt is to save, end and go on elsewhere
         self.account = account
         self._store = store
         self._run = run
         self._lease = lease
         self._logs = logs
         self._answer = Order.GO
-        self._changed = threading.Condition()  # guards the answer, the lease and `preempted`
+        self._changed = threading.Condition()  # guards the answer, the lease and `preempted_by`
         self._stopping = asyncio.Event()
         self._telling = asyncio.Lock()
 
@@ -91,16 +90,15 @@ class Pulse:
                 log.info("the store was heard of again after %.0f s", self._lease.now() - waiting_since)
             return Order.SAVE_AND_STOP if self.preempted else self._answer
 
-    def preempt_for(self, who: str) -> None:
-        """As preempt(), for the sake of another machine than this one."""
-        if not self.preempted:
-            self.preempted_by = who
-        self.preempt()
+    @property
+    def preempted(self) -> bool:
+        """A machine is wanted, or about to go."""
+        return self.preempted_by is not None
 
-    def preempt(self) -> None:
-        """Saves and stops at the next step boundary. Called in the event loop, on SIGTERM."""
+    def preempt(self, by: str = "SIGTERM") -> None:
+        """Saves and stops at the next step boundary; the first reason stands. Called in the event loop."""
         with self._changed:
-            self.preempted = True
+            self.preempted_by = self.preempted_by or by
         self._stopping.set()
 
     async def cut_short(self) -> None:
@@ -140,8 +138,8 @@ class Pulse:
             order = Order.GIVEN_UP
         with self._changed:
             self._lease.renew(sent_at)
-            if order is Order.SAVE_AND_MOVE and not self.preempted:
-                self.preempted, self.preempted_by = True, "its node is about to go"
+            if order is Order.SAVE_AND_MOVE:
+                self.preempted_by = self.preempted_by or "its node is about to go"
             if self._answer is not Order.GIVEN_UP:
                 self._answer = order
             self._changed.notify_all()

@@ -86,7 +86,7 @@ class ReplicaCrew:
             num_cpus=told.cpus,
             num_gpus=told.gpus,
             scheduling_strategy=NodeAffinitySchedulingStrategy(self.nodes[call.rank], soft=False),
-        ).remote(call.model_dump_json(), self.cache_dir, self.data_allow, self.gpus)
+        ).remote(call.model_dump_json(), self.cache_dir, self.data_allow)
         return _Actor(actor, actor.work.remote())
 
 
@@ -98,8 +98,8 @@ class ReplicaActor:
     it, and saves and stops for both; until then the replica is needed.
     """
 
-    def __init__(self, call: str, cache_dir: Path, data_allow: str | None, gpus: float) -> None:
-        self._call, self._gpus = call, gpus
+    def __init__(self, call: str, cache_dir: Path, data_allow: str | None) -> None:
+        self._call = call
         self._cache_dir = cache_of_node(os.environ, cache_dir)
         if data_allow is not None:
             limit_reach(parse_allowed(data_allow), own=self._cache_dir)
@@ -115,7 +115,6 @@ class ReplicaActor:
             ray.actor.exit_actor()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _follow(self) -> None:
-        from workers.attempt import prepare_process
         from workers.data import open_dataset
         from workers.follower import follow
         from workers.parallel import Call
@@ -125,8 +124,7 @@ class ReplicaActor:
             return data.train, data.validation
 
         call = Call.model_validate_json(self._call)
-        prepare_process(call.threads)
-        follow(call, rows, gpu=gpus_held(self._gpus), meet=self._meet)
+        follow(call, rows, gpu=gpus_held(), meet=self._meet)
 
     def _meet(self, tell: Callable[[], None]) -> None:
         self._tell = tell
@@ -173,9 +171,9 @@ def _said(error: Exception) -> str:
     return telling.partition(". ")[0]
 
 
-def gpus_held(gpus: float) -> str | None:
-    """The UUIDs of the GPUs that this actor was given, with commas, as far as they can be found out."""
-    return ",".join(gpu_uuids([str(gpu) for gpu in ray.get_gpu_ids()])) or None if gpus > 0 else None
+def gpus_held() -> str | None:
+    """UUIDs of the GPUs that this actor was given, with commas, as far as they are known; None: it was given none."""
+    return ",".join(gpu_uuids([str(gpu) for gpu in ray.get_gpu_ids()])) or None
 
 
 def cache_of_node(environment: Mapping[str, str], told: Path) -> Path:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,16 +28,19 @@ class Subprocesses:
     host: str = LOOPBACK
     come_seconds: float = 600.0
     silence_seconds: float = 15.0
+    when_stuck: Callable[[WorkerLost], None] | None = None  # gloo's calls end with a connection, NCCL's need not
 
     @classmethod
-    def of(cls, size: int, device: torch.device) -> "Subprocesses":
+    def of(
+        cls, size: int, device: torch.device, when_stuck: Callable[[WorkerLost], None] | None = None
+    ) -> "Subprocesses":
         """Raises ConfigInvalid where there are fewer GPUs than workers."""
         if device.type == "cuda" and torch.cuda.device_count() < size:
             raise ConfigInvalid(
                 f"{size} workers of one task need {size} GPUs on this machine; it has {torch.cuda.device_count()}",
                 "/resources/gpus_per_block",
             )
-        return cls(size, max(1, torch.get_num_threads() // size))
+        return cls(size, max(1, torch.get_num_threads() // size), when_stuck=when_stuck)
 
     @contextlib.contextmanager
     def rows(self, orders: Orders) -> Generator[Rows, None, None]:
@@ -73,7 +76,9 @@ class Subprocesses:
         """Whoever wants this machine tells this process, too."""
 
     def stuck(self, lost: WorkerLost) -> None:
-        """It is not: the end of a process of this machine ends its connections."""
+        """Whoever has this process is told, where somebody wants to be."""
+        if self.when_stuck is not None:
+            self.when_stuck(lost)
 
 
 class _Process:

@@ -97,8 +97,16 @@ def train_block(
         del orders
         yield from steps
         return
-    with leading(orders, device, crew) as workers:
-        yield from training(orders, device, workers, trial_done)
+    apart = not is_sharded(spec, crew.size)  # else saving is a call with the others, as a step is
+    with (
+        leading(orders, device, crew) as (workers, away),
+        closing(training(orders, device, workers, trial_done)) as steps,
+    ):
+        for report in steps:
+            if apart:
+                away.set()
+            yield report
+            away.clear()
 
 
 def training(
@@ -132,7 +140,8 @@ def _training(
     loss = loss_of(plan, task, network)
     entrance = captures = None
     if not isinstance(workers, Alone) and is_sharded(spec, workers.size):
-        entrance, captures = shard(network, workers), Captures(workers)
+        entrance = shard(network, workers)
+        captures = Captures(workers) if workers.rank == 0 else None
         loss = entrance.through(loss)
     parts = plan.training.accumulate * task.workers
     shares = Shares.of(parts, workers, sharded=entrance is not None)
@@ -170,7 +179,6 @@ def _training(
                 mean = progress.close(step + 1, memory)
                 sent_bytes, stray_bytes = sent.take()
                 capture = partial(stepper.capture, step + 1, progress.summary)
-                leads = captures is not None and workers.rank == 0
                 yield StepReport(
                     step=step + 1,
                     total=task.steps,
@@ -181,13 +189,13 @@ def _training(
                     step_seconds=mean.seconds,
                     data_wait_seconds=mean.waited,
                     memory=memory,
-                    capture=partial(captures.announced, capture) if captures is not None and leads else capture,
+                    capture=capture if captures is None else partial(captures.announced, capture),
                     read_bytes=mean.read_bytes,
                     sent_bytes=sent_bytes,
                     stray_bytes=stray_bytes,
                     eval_loss=() if held_out is None else held_out.told(step + 1),
                 )
-                if captures is not None and leads:
+                if captures is not None:
                     captures.proceed()
                 progress.restart_clock()
 

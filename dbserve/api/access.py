@@ -14,6 +14,7 @@ log = logging.getLogger("dbserve.access")
 
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # asked for every few seconds, for ever
 LONGEST_PATH = 1024  # characters
+UNMATCHED = "unmatched"
 EVENTS = b"text/event-stream"
 _PARAMETER = re.compile(r"[a-z_]{1,32}")
 
@@ -32,7 +33,7 @@ class Access:
     @property
     def route(self) -> str:
         """The route's template, so that ids do not become label values."""
-        return getattr(self._scope.get("route"), "path", "unmatched")
+        return route_of(self._scope)
 
     @property
     def seconds(self) -> float:
@@ -65,13 +66,23 @@ class Access:
             "path": _path(scope["path"]),
             "status": self.status,
             **fields,
-            "client": scope["client"][0] if scope.get("client") else None,
+            "client": client_of(scope),
         }
         if query := scope.get("query_string"):
             said["query"] = _parameters(query)
         of_path = cast("dict[str, object]", scope.get("path_params", {}))
         said |= {name: of_path[name] for name in ("job_id", "block") if name in of_path}
         log.log(self._level, event, extra=said)
+
+
+def route_of(scope: Scope) -> str:
+    """The route's template; UNMATCHED where the request was refused before it met one."""
+    return getattr(scope.get("route"), "path", UNMATCHED)
+
+
+def client_of(scope: Scope) -> str | None:
+    """The address that the request came from, as far as it is known."""
+    return scope["client"][0] if scope.get("client") else None
 
 
 def _path(path: str) -> str:

@@ -13,8 +13,10 @@ from typing import Any, cast
 from starlette.datastructures import Headers, State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dbserve.api.access import UNMATCHED, client_of, route_of
 from dbserve.api.auth import identity_of, is_known
 from dbserve.api.context import Services
+from dbserve.api.guards import LOOKING
 from dbserve.api.scopes import CHANGES_NOTHING
 from dbserve.contracts.audit import AuditEntry
 from dbserve.contracts.key import ALL_PROJECTS, DEFAULT_PROJECT
@@ -22,7 +24,6 @@ from dbserve.errors import StoreUnavailable
 
 log = logging.getLogger("dbserve.audit")
 
-READING = frozenset({"GET", "HEAD", "OPTIONS"})
 TOO_MANY = 429  # told in the process log alone, as what met no door
 _NAMEABLE = re.compile(r"[A-Za-z0-9]{1,40}")  # ids and numbers; a secret that somebody took for one is longer
 _PARAMETER = re.compile(r"\{(\w+)\}")
@@ -40,7 +41,7 @@ class Auditing:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in READING:
+        if scope["type"] != "http" or scope["method"] in LOOKING:
             return await self._app(scope, receive, send)
         noted = False
 
@@ -68,7 +69,7 @@ class Auditing:
         entry = AuditEntry(
             at=self._clock(),
             key_id=None if identity is None else identity.key_id,
-            address=scope["client"][0] if scope.get("client") else None,
+            address=client_of(scope),
             method=scope["method"],
             route=route,
             object=made or object_of(route, cast("dict[str, object]", scope.get("path_params", {}))),
@@ -85,11 +86,6 @@ class Auditing:
             log.warning("an entry of the audit log stands here alone: %s", away)
 
 
-def route_of(scope: Scope) -> str:
-    """The route's template; "unmatched" where the request was refused before it met one."""
-    return getattr(scope.get("route"), "path", "unmatched")
-
-
 def object_of(route: str, parameters: dict[str, object]) -> str:
     """The path of what a request was about. What is no id is not repeated: it might be a secret."""
 
@@ -97,7 +93,7 @@ def object_of(route: str, parameters: dict[str, object]) -> str:
         value = str(parameters.get(found[1], ""))
         return value if _NAMEABLE.fullmatch(value) else "?"
 
-    return "" if route == "unmatched" else _PARAMETER.sub(named, route)
+    return "" if route == UNMATCHED else _PARAMETER.sub(named, route)
 
 
 def _project(home: str, state: State) -> str:

@@ -61,6 +61,11 @@ class Caller:
         """Whether it belongs to the deployment."""
         return self.identity.home == ALL_PROJECTS
 
+    @property
+    def keys_of(self) -> str:
+        """Whose keys it sees and changes: its project's; ALL_PROJECTS for the deployment that names none."""
+        return ALL_PROJECTS if self.every_project and not self.named else self.project
+
 
 async def permit(request: Request, services: With, given: _Given, named: _Named = None) -> Caller:
     """Lets in whom the table of scopes lets in, or raises: 401, 403, 429, and 503 where a key cannot be checked."""

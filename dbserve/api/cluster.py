@@ -13,7 +13,7 @@ from dbserve.api.views import utc
 from dbserve.contracts.cluster import Capacity, ClusterRecord, Node
 from dbserve.contracts.cluster_view import ClusterView, NodeView, WorkerView
 from dbserve.contracts.snapshot import JobOutline
-from dbserve.contracts.status import HELD, STOPPING, Intent, Task, TaskState
+from dbserve.contracts.status import OCCUPYING, Intent, Task, TaskState
 from dbserve.lifecycle import can_start
 from dbserve.placement import Books, nodes_of
 
@@ -29,19 +29,19 @@ async def cluster(caller: Asking, store: Store) -> ClusterView:
 
 def cluster_view(record: ClusterRecord | None, jobs: Sequence[JobOutline], project: str, now: float) -> ClusterView:
     """As one project may see it at `now` (unix seconds). Pure."""
-    own = [task for job in jobs if job.record.project == project for task in job.tasks.values()]
+    ours = [job for job in jobs if job.record.project == project]
     waiting = sum(
-        can_start(task, job.tasks, now) and job.record.intent is Intent.RUN
-        for job in jobs
-        if job.record.project == project
+        can_start(task, job.tasks, now)
+        for job in ours
+        if job.record.intent is Intent.RUN
         for task in job.tasks.values()
     )
     if record is None:
         return ClusterView(seen_at=None, waiting=waiting)
-    held = [task for job in jobs for task in job.tasks.values() if task.state in HELD | STOPPING]
+    held = [task for job in jobs for task in job.tasks.values() if task.state in OCCUPYING]
     books = Books(Capacity(record.nodes))
     books.charge(held)
-    mine = [task for task in own if task.state in HELD | STOPPING]
+    mine = [task for job in ours for task in job.tasks.values() if task.state in OCCUPYING]
     replicas = Counter(node_id for task in held for node_id in nodes_of(task))
     nodes = tuple(
         _node(node, books, mine, replicas[node.id])

@@ -10,7 +10,6 @@ import re
 import secrets
 
 from dbserve.contracts.key import ApiKey
-from dbserve.store.api_keys import ended_at
 
 PREFIX = "dbs_"
 _SPELLED = re.compile(rf"{PREFIX}([0-9a-f]{{12}})_([0-9a-f]{{64}})")
@@ -45,4 +44,4 @@ def opens(key: ApiKey, sha256: str, now: float) -> bool:
     good = hmac.compare_digest(sha256, key.sha256)
     if key.replaced is not None:
         good |= hmac.compare_digest(sha256, key.replaced.sha256) and now < key.replaced.until
-    return good and ended_at(key, now) is None
+    return good and key.ended_at(now) is None

@@ -93,7 +93,7 @@ class Doorkeeper:
             return False
         return key is not None and credentials.opens(key, identity.sha256, time.time())
 
-    def close(self) -> None:
+    def ask_from_now_on(self) -> None:
         """There is a key now."""
         self._asks = True
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
@@ -25,6 +25,8 @@ from dbserve.store import JobStore
 from dbserve.store.keys import stream_order
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["history"])
+
+T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 15
 SLOWEST_READER_SECONDS = 60  # a client that takes nothing for so long is let go
@@ -188,17 +190,8 @@ def event_stream(
 
     Nothing more is sent once the caller's key was revoked or has expired.
     """
-
-    async def counted() -> AsyncGenerator[bytes]:
-        with services.http.sse_clients.track_inprogress():
-            async with aclosing(content):
-                async for piece in content:
-                    if not await services.door.still_opens(caller.identity):
-                        return
-                    yield piece
-
     return EventSourceResponse(
-        counted(),
+        _while_it_opens(services, caller, content),
         sep="\n",
         ping=heartbeat,
         ping_message_factory=lambda: ServerSentEvent(comment="heartbeat", sep="\n"),
@@ -207,11 +200,20 @@ def event_stream(
 
 
 async def _as_text(services: Services, caller: Caller, lines: AsyncGenerator[LogLine]) -> AsyncGenerator[str]:
-    with services.http.sse_clients.track_inprogress(), suppress(JobNotFound, StoreUnavailable):
-        async for line in lines:
-            if not await services.door.still_opens(caller.identity):
-                return
-            yield _text_line(line)
+    with suppress(JobNotFound, StoreUnavailable):
+        async with aclosing(_while_it_opens(services, caller, lines)) as told:
+            async for line in told:
+                yield _text_line(line)
+
+
+async def _while_it_opens(services: Services, caller: Caller, content: AsyncGenerator[T]) -> AsyncGenerator[T]:
+    """Counted among the streams, and ended with the caller's key."""
+    with services.http.sse_clients.track_inprogress():
+        async with aclosing(content):
+            async for piece in content:
+                if not await services.door.still_opens(caller.identity):
+                    return
+                yield piece
 
 
 def _text_line(line: LogLine) -> str:

@@ -29,7 +29,7 @@ CORS_METHODS = ("GET", "POST", "DELETE")
 CORS_ASKS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Dbserve-Project", "X-Request-ID")
 CORS_SHOWS = ("Idempotent-Replayed", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
 
-_LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
+LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})  # methods that change nothing
 
 
 def foreign(method: str, headers: Headers, origins: Collection[str]) -> str | None:
@@ -42,7 +42,7 @@ def foreign(method: str, headers: Headers, origins: Collection[str]) -> str | No
     if len(hosts) != 1 or not is_loopback(_name(hosts[0])):
         return "without API keys the service is reached as localhost or 127.0.0.1 alone: make a key to use another name"
     origin = headers.get("origin")
-    if method in _LOOKING or origin in origins:
+    if method in LOOKING or origin in origins:
         return None
     elsewhere = origin is not None and origin.partition("://")[2].lower() != hosts[0].lower()
     if elsewhere or headers.get("sec-fetch-site") == "cross-site":

@@ -1,15 +1,14 @@
 """API keys: who may come in, to what, and for how long."""
 
-import json
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import BaseModel, Field, ValidationError
-from starlette.exceptions import HTTPException
+from pydantic import BaseModel, Field
 
 from dbserve.api import credentials
 from dbserve.api.auth import Asking, Caller, noted
+from dbserve.api.bodies import documented, read_body
 from dbserve.api.context import Store, With
 from dbserve.api.links import links
 from dbserve.api.problems import problems
@@ -18,20 +17,12 @@ from dbserve.api.views import utc, when
 from dbserve.contracts.key import ALL_PROJECTS, LONGEST_GRACE, ApiKey, CallerView, KeyCreated, KeyView, NewKey, Scope
 from dbserve.contracts.views import Page
 from dbserve.errors import Fault, KeyInvalid, ProjectForbidden, ScopeMissing
-from dbserve.jobfile import faults
-from dbserve.plaintree import read_json
 from dbserve.store.api_keys import Found
 
 router = APIRouter(prefix="/v1", tags=["keys"])
 
 FIRST_KEY = "from the first key on keys are asked for, so it must be one that makes others: scope admin, project *"
 DAY_SECONDS = 24 * 3600
-
-_SCHEMA = NewKey.model_json_schema(ref_template="#/components/schemas/{model}")
-del _SCHEMA["$defs"]  # the scopes, which the answers' schemas name too
-
-# As of jobs, the body is read and parsed here: FastAPI's parser lets duplicate keys through and echoes input.
-_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
 
 
 class RotateQuery(BaseModel, extra="forbid"):
@@ -41,13 +32,7 @@ class RotateQuery(BaseModel, extra="forbid"):
 
 
 async def _asked(request: Request) -> NewKey:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "send the key as application/json, and say so in Content-Type")
-    tree = read_json(await request.body())
-    try:
-        return NewKey.model_validate_json(json.dumps(tree, allow_nan=False))
-    except ValidationError as invalid:
-        raise KeyInvalid(faults(invalid, tree, NewKey)) from None
+    return await read_body(request, NewKey, "key", KeyInvalid)
 
 
 Asked = Annotated[NewKey, Depends(_asked)]
@@ -63,7 +48,7 @@ async def show_caller(caller: Asking) -> CallerView:
 @router.post(
     "/keys",
     status_code=201,
-    openapi_extra=_BODY,
+    openapi_extra=documented(NewKey),
     responses={
         201: links("key_id", "show_key", "rotate_key", "revoke_key"),
         **problems(408, 409, 413, 415),
@@ -93,7 +78,7 @@ async def create_key(request: Request, caller: Asking, asked: Asked, services: W
         expires_at=_expiry(caller.identity.expires_at, asked.expires_in_seconds, now=now),
     )
     await services.store.api_keys.add(key)
-    services.door.close()
+    services.door.ask_from_now_on()
     response.headers["Location"] = f"/v1/keys/{key.id}"
     return _with_secret(key, secret)
 
@@ -104,8 +89,7 @@ async def list_keys(caller: Asking, store: Store) -> Page[KeyView]:
 
     Those that have ended are shown for 90 days.
     """
-    project = ALL_PROJECTS if caller.every_project and not caller.named else caller.project
-    return Page(data=tuple(map(_view, await store.api_keys.of_project(project))))
+    return Page(data=tuple(map(_view, await store.api_keys.of_project(caller.keys_of))))
 
 
 @router.get("/keys/{key_id}", responses=problems(404))

@@ -8,7 +8,8 @@ from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from dbserve.admission import Allowed
+from dbserve.admission import BUILTIN, Allowed
+from dbserve.api.bodies import media_type
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.conversion import with_source
@@ -23,7 +24,6 @@ from dbserve.settings import Settings
 
 PARSED_AT_ONCE_BYTES = 16 * 1024  # JSON so short is parsed sooner than it is handed to a thread
 REMEMBERED = 64
-BUILTIN = "builtin:"
 
 _FORMATS: dict[str, Format] = {
     "application/json": "json",
@@ -39,16 +39,15 @@ BODY: dict[str, Any] = {
         "required": True,
         "description": "A job, at most 1 MiB. Unknown keys are refused.",
         "content": {
-            media_type: {"schema": {"$ref": "#/components/schemas/JobSpec-Input"}}
-            for media_type in ("application/json", "application/yaml")
+            kind: {"schema": {"$ref": "#/components/schemas/JobSpec-Input"}}
+            for kind in ("application/json", "application/yaml")
         },
     }
 }
 
 
 async def _job_spec(request: Request) -> JobSpec:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    form = _FORMATS.get(media_type)
+    form = _FORMATS.get(media_type(request))
     if form is None:
         raise HTTPException(415, "send the job as application/json or application/yaml, and say which in Content-Type")
     body = await request.body()

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
-from dbserve.api.auth import Asking, Caller, noted
+from dbserve.api.auth import Asking, noted
 from dbserve.api.context import Store
-from dbserve.contracts.key import ApiKey
+from dbserve.contracts.key import ALL_PROJECTS
 from dbserve.contracts.webhook import Webhook
 from dbserve.errors import JobNotFound, KeyNotFound, ModelNotFound, WebhookNotFound
 from dbserve.store.api_keys import Found
@@ -44,15 +44,10 @@ async def _key(request: Request, key_id: Annotated[str, Path()], caller: Asking,
     if not _ID.fullmatch(key_id):
         raise KeyNotFound(key_id)
     found = await store.api_keys.find(key_id)
-    if not manages(caller, found.key):
+    if caller.keys_of not in (ALL_PROJECTS, found.key.project):
         raise KeyNotFound(key_id)
     noted(request).project = found.key.project  # in whose audit log it belongs
     return found
-
-
-def manages(caller: Caller, key: ApiKey) -> bool:
-    """Whether a key is the caller's to see and to change."""
-    return key.project == caller.project or (caller.every_project and not caller.named)
 
 
 JobId = Annotated[str, Depends(_job_id)]

@@ -1,17 +1,15 @@
 """Webhooks: who is told of what happens, and what became of telling."""
 
 import asyncio
-import json
 import secrets
 import time
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
 from dbserve.api.auth import Asking, Caller
+from dbserve.api.bodies import documented, read_body
 from dbserve.api.context import Store, With
 from dbserve.api.links import links
 from dbserve.api.problems import problems
@@ -30,31 +28,15 @@ from dbserve.contracts.webhook import (
     WebhookView,
 )
 from dbserve.errors import WebhookInvalid
-from dbserve.jobfile import faults
-from dbserve.plaintree import read_json
 from dbserve.webhooks.addresses import target_of
 from dbserve.webhooks.posting import checked_addresses
 from dbserve.webhooks.signing import new_secret, ping_of
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
-_SCHEMA = NewWebhook.model_json_schema(ref_template="#/components/schemas/{model}")
-del _SCHEMA["$defs"]  # the events, which the answers' schemas name too
-
-# As of jobs, the body is read and parsed here: FastAPI's parser lets duplicate keys through and echoes input.
-_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}},
-}
-
 
 async def _asked(request: Request) -> NewWebhook:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "send the webhook as application/json, and say so in Content-Type")
-    tree = read_json(await request.body())
-    try:
-        return NewWebhook.model_validate_json(json.dumps(tree, allow_nan=False))
-    except ValidationError as invalid:
-        raise WebhookInvalid(faults(invalid, tree, NewWebhook)) from None
+    return await read_body(request, NewWebhook, "webhook", WebhookInvalid)
 
 
 Asked = Annotated[NewWebhook, Depends(_asked)]
@@ -63,7 +45,7 @@ Asked = Annotated[NewWebhook, Depends(_asked)]
 @router.post(
     "",
     status_code=201,
-    openapi_extra=_BODY,
+    openapi_extra=documented(NewWebhook),
     responses={
         201: links("webhook_id", "show_webhook", "ping_webhook", "delete_webhook"),
         **problems(408, 409, 413, 415),

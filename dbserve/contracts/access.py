@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-_NAMES = ("url", "username", "password", "ca_file", "cert_file", "key_file")
+NAMES = (  # of the settings, after "redis_"
+    "url",
+    "username",
+    "password",
+    "ca_file",
+    "cert_file",
+    "key_file",
+)
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,13 @@ class RedisAccess:
     @classmethod
     def here(cls, told: str, environment: Mapping[str, str]) -> Self:
         """The access of a worker: its own environment knows better than what it is told."""
-        given = {name: value for name in _NAMES if (value := environment.get(_variable(name)))}
+        given = {name: value for name in NAMES if (value := environment.get(_variable(name)))}
         return cls(**{"url": told, **given})
 
     @staticmethod
     def variables() -> tuple[str, ...]:
         """What here() looks at."""
-        return tuple(map(_variable, _NAMES))
+        return tuple(map(_variable, NAMES))
 
 
 def _variable(name: str) -> str:

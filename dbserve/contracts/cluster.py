@@ -38,9 +38,6 @@ def _cut_off(count: float) -> float:
     return floor(count * 10_000 + 1e-6) / 10_000
 
 
-ANY_GPU = "*"  # the type of GPUs of which nobody said which they would be
-
-
 @dataclass(frozen=True)
 class Node:
     """A living machine of the cluster, and all it offers, in use or not."""
@@ -67,9 +64,8 @@ class Demand:
 
 @dataclass(frozen=True)
 class Growth:
-    """An autoscaler may add nodes."""
+    """An autoscaler may add nodes; of which kinds, Ray's does not say."""
 
-    nodes: tuple[Node, ...] | None = None  # of these kinds, and so many of them at most; None: it does not say
     left_out: frozenset[Demand] = frozenset()  # kinds of one replica for which it has just said that it can add none
 
 
@@ -79,11 +75,6 @@ class Capacity:
 
     nodes: tuple[Node, ...]
     growth: Growth | None = None
-
-    @property
-    def total(self) -> Resources:
-        each = [node.resources for node in self.nodes]
-        return Resources(sum(one.cpus for one in each), sum(one.gpus for one in each))
 
 
 class ClusterRecord(BaseModel, frozen=True):

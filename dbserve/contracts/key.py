@@ -61,6 +61,11 @@ class ApiKey(BaseModel, frozen=True):
     revoked_at: float | None = None
     replaced: Replaced | None = None
 
+    def ended_at(self, now: float) -> float | None:
+        """When it was revoked or expired; None: it opens at that time."""
+        ends = [at for at in (self.revoked_at, self.expires_at) if at is not None and at <= now]
+        return min(ends, default=None)
+
 
 class KeyView(BaseModel, frozen=True):
     """A key without its secret, which is shown once: when it is made."""

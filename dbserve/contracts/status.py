@@ -39,6 +39,7 @@ class TaskState(StrEnum):
 
 HELD = frozenset({TaskState.LAUNCHED, TaskState.RUNNING})  # a worker should exist
 STOPPING = frozenset({TaskState.PAUSING, TaskState.CANCELLING})  # one may exist, and is to end
+OCCUPYING = HELD | STOPPING  # what holds resources
 TERMINAL = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
 
 

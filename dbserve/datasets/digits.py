@@ -58,7 +58,7 @@ def _load(pointer: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     homes = (spec.submodule_search_locations if spec else None) or []
     files = [file for home in homes if (file := Path(home) / _FILE).is_file()]
     if not files:
-        raise DataInvalid("builtin:digits needs scikit-learn: pip install 'dbserve[worker]'", pointer)
+        raise DataInvalid("builtin:digits needs scikit-learn: pip install 'dbserve[control]'", pointer)
     with gzip.open(files[0], "rt", encoding="ascii") as lines:
         rows = np.loadtxt(lines, delimiter=",")  # (1797, 65): pixels 0..16 row by row, and the digit
     pixels, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]

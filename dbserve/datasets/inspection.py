@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from dbserve.admission import Allowed
+from dbserve.admission import BUILTIN, Allowed
 from dbserve.contracts.job import DataSpec
 from dbserve.contracts.plan import DataFacts
 from dbserve.datasets import digits
@@ -52,7 +52,7 @@ def locate(uri: str, *, role: Role, pointer: str, cache_dir: Path, allowed: Allo
     """The shards behind a uri, `builtin:` ones included. Raises DataInvalid at `pointer`."""
     if uri == digits.URI:
         return digits.digit_shards(cache_dir, pointer=pointer)
-    if uri.startswith("builtin:"):
+    if uri.startswith(BUILTIN):
         raise DataInvalid(f"no builtin data set {uri!r}; there is {digits.URI}", pointer)
     return find_shards(uri, role=role, pointer=pointer, allowed=allowed)
 

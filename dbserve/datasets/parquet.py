@@ -50,11 +50,11 @@ class ColumnType:
 class Shard:
     """An open shard: `rows`, `columns` and the schema's `metadata` come from the footer."""
 
-    def __init__(self, uri: str, file: Any, source: str | IO[bytes]) -> None:
+    def __init__(self, uri: str, file: Any, source: IO[bytes]) -> None:
         self.uri = uri
         self._file = file
         self._source = source
-        self._size = Path(source).stat().st_size if isinstance(source, str) else source.seek(0, os.SEEK_END)
+        self._size = source.seek(0, os.SEEK_END)
         self._grown = 0  # bytes that repeating values came to so far
         self._schema = file.schema_arrow
         self.rows = int(file.metadata.num_rows)
@@ -180,8 +180,8 @@ def _without_struct(values: Any) -> Any:
 
 
 @contextmanager
-def parquet_shard(uri: str, source: str | IO[bytes]) -> Generator[Shard]:
-    """Read the footer of `source`, a path or a stream; `uri` names it in messages. Raises one of PARQUET_ERRORS."""
+def parquet_shard(uri: str, source: IO[bytes]) -> Generator[Shard]:
+    """Read the footer of `source`; `uri` names it in messages. Raises one of PARQUET_ERRORS."""
     with _parquet.ParquetFile(source, thrift_string_size_limit=_LONGEST_FOOTER_WORD) as file:
         yield Shard(uri, file, source)
 

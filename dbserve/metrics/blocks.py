@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from dbserve.contracts.plan import TRAINED, TaskKind, TaskPlan
 from dbserve.contracts.snapshot import JobSnapshot
-from dbserve.contracts.status import HELD, STOPPING, MemoryBytes, Task, TaskState
+from dbserve.contracts.status import OCCUPYING, MemoryBytes, Task, TaskState
 from dbserve.contracts.work import STEP_BOUNDS
 from dbserve.metrics.durations import add_durations
 from dbserve.progress import peak_bytes, step_of, work_of
@@ -61,7 +61,7 @@ def _described(trained: Trained) -> Iterator[Metric]:
             info.add_metric((*key, node, gpu, str(task.run.attempt), *_ranges(job, plan)), 1)
         if task.replicas > 1:
             replicas.add_metric((*key, "wanted"), task.replicas)
-        if task.replicas > 1 and task.state in HELD | STOPPING:
+        if task.replicas > 1 and task.state in OCCUPYING:
             replicas.add_metric((*key, "granted"), max(1, len(task.nodes)))
         for state in TaskState:
             status.add_metric((*key, state.value), float(task.state is state))

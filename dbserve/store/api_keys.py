@@ -63,7 +63,7 @@ class ApiKeys:
         async def attempt(pipe: Pipeline) -> None:
             raws = await cast(Awaitable[list[str]], pipe.hvals(keys.API_KEYS))
             others = [other for other in map(ApiKey.model_validate_json, raws) if other.id != key.id]
-            live = sum(ended_at(other, key.created_at) is None for other in others if other.project == key.project)
+            live = sum(other.ended_at(key.created_at) is None for other in others if other.project == key.project)
             if live >= MOST_KEYS:
                 raise TooManyKeys(f"project {key.project} has {live} API keys, and may have {MOST_KEYS}")
             old = [other.id for other in others if _long_over(other, key.created_at)]
@@ -91,7 +91,7 @@ class ApiKeys:
         """
 
         def rotated(key: ApiKey) -> ApiKey:
-            if ended_at(key, at) is not None:
+            if key.ended_at(at) is not None:
                 raise KeyEnded(f"API key {key_id} has ended: make another one")
             if key.sha256 == sha256:
                 return key
@@ -118,12 +118,6 @@ class ApiKeys:
         return await transaction(self._redis, [keys.API_KEYS], attempt)
 
 
-def ended_at(key: ApiKey, now: float) -> float | None:
-    """When it was revoked or expired; None: it opens."""
-    ends = [at for at in (key.revoked_at, key.expires_at) if at is not None and at <= now]
-    return min(ends, default=None)
-
-
 def _long_over(key: ApiKey, now: float) -> bool:
-    ended = ended_at(key, now)
+    ended = key.ended_at(now)
     return ended is not None and now - ended > KEPT_SECONDS

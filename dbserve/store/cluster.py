@@ -9,14 +9,14 @@ from dbserve.store import keys
 from dbserve.store.connection import reaching_redis
 
 
-class ClusterView:
+class SeenCluster:
     """Written by whoever reconciles, read by whoever shows."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def show(self, record: ClusterRecord) -> None:
-        async with reaching_redis():
+        async with reaching_redis("write"):
             await self._redis.set(keys.CLUSTER, record.model_dump_json(exclude_defaults=True))
 
     async def seen(self) -> ClusterRecord | None:

@@ -33,7 +33,7 @@ from dbserve.store import keys
 from dbserve.store.api_keys import ApiKeys
 from dbserve.store.attempts import retire, sums_so_far
 from dbserve.store.audit import AuditLog
-from dbserve.store.cluster import ClusterView
+from dbserve.store.cluster import SeenCluster
 from dbserve.store.codec import brief, packed, unpacked
 from dbserve.store.connection import clock, open_redis, reaching_redis, read_job, transaction
 from dbserve.store.counters import Counted, Counters, observe
@@ -72,7 +72,7 @@ class JobStore:
         self._record_progress = redis.register_script(RECORD_PROGRESS)
         self.history = History(redis)
         self.courses = Courses(redis)
-        self.cluster = ClusterView(redis)
+        self.cluster = SeenCluster(redis)
         self.counters = Counters(redis)
         self.results = Results(redis)
         self.lease = Lease(redis, keys.LEASE)  # of the one reconciler that acts

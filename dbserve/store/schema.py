@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
@@ -29,6 +28,7 @@ from dbserve.store import keys
 from dbserve.store.codec import brief, packed, unpacked
 from dbserve.store.connection import reaching_redis, saying_unavailable, transaction
 from dbserve.store.lease import Lease
+from dbserve.store.ownership import project_of
 
 SCHEMA = "3"
 UPGRADABLE = ("1", "2")
@@ -38,12 +38,6 @@ EVICTING = "Redis evicts data when memory is short (maxmemory-policy {policy}), 
 
 Keep = Callable[[], Awaitable[None]]  # renews the upgrade's lease, or raises StoreUnavailable
 Read = Callable[[Pipeline, str], None]  # asks for one record
-
-
-class _Owned(BaseModel):
-    """Of a record, the project alone."""
-
-    project: str = DEFAULT_PROJECT
 
 
 class Schema:
@@ -211,9 +205,8 @@ def _read_model(pipe: Pipeline, model_id: str) -> None:
     pipe.get(keys.model(model_id))
 
 
-def _project(raw: str | None) -> str:
-    """Whose a job or a model is, as it is stored. Before there were projects none was written."""
-    return DEFAULT_PROJECT if raw is None else unpacked(_Owned, raw).project
+def _project(record: str | None) -> str:
+    return DEFAULT_PROJECT if record is None else project_of(record)
 
 
 def _upgraded(task: Task, fresh: Task) -> Task:

@@ -6,10 +6,9 @@ from typing import Any
 import redis as redis_sync
 
 from dbserve.contracts.snapshot import JobOutline, ListedJob
-from dbserve.contracts.status import STOPPING, TERMINAL_JOB, TaskState
+from dbserve.contracts.status import OCCUPYING, STOPPING, TERMINAL_JOB, TaskState
 from dbserve.lifecycle import standing
 from dbserve.progress import work_of
-from dbserve.scheduling import OCCUPYING
 from dbserve.store import JobStore, keys
 from tests.chaos.replay import Replay
 from tests.chaos.simulated import SimulatedCluster

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dbserve.contracts.cluster import Capacity, Demand, Growth, Node, Resources
+from dbserve.contracts.cluster import Capacity, Demand, Growth, Resources
 from dbserve.contracts.status import (
     Crashed,
     Held,
@@ -142,16 +142,6 @@ def test_an_empty_cluster_that_may_grow_is_asked_to() -> None:
     [grow, *notes] = decided([a_job("j1")], capacity=head)
     assert grow == Grow((), (Demand(Resources(1.0, 0.0), count=2),))
     assert len(notes) == 2
-
-
-def test_what_no_node_that_may_come_could_hold_is_said_to_be_unschedulable() -> None:
-    large = Node("?", "large", Resources(8.0, 1.0))
-    growing = replace(cluster_of(Resources(2.0, 0.0)), growth=Growth((large,)))
-    fits, never = a_job("j1", spec=on_gpus(1.0)), a_job("j2", spec=on_gpus(2.0))
-    told = [action.event for action in decided([fits, never], capacity=growing) if isinstance(action, Note)]
-    assert [(event.run.job_id, event.reason) for event in told if isinstance(event, Held)] == [
-        ("j2", Reason.UNSCHEDULABLE), ("j2", Reason.UNSCHEDULABLE), ("j1", None), ("j1", None),
-    ]  # fmt: skip
 
 
 def test_a_limit_on_the_tasks_of_a_job_is_no_want_of_nodes() -> None:
