@@ -17,7 +17,7 @@ from tests.training import dataset, planned, spec_of
 from workers.group import LOOPBACK
 from workers.line import Greeting, Line, Switchboard, Word, dial
 from workers.orders import Orders
-from workers.parallel import Call, Death, leading
+from workers.parallel import Call, Death, _Watch, leading  # pyright: ignore[reportPrivateUsage]
 from workers.subprocesses import Subprocesses
 
 SECRET = "a" * 64
@@ -219,3 +219,28 @@ def test_a_worker_that_fails_tells_why_and_what_follows_from_it_is_not_the_reaso
     lost = lead(Failing(3, threads=1))
     assert str(lost) == "block-0: worker 2 of 3 failed: OutOfMemoryError: CUDA out of memory"
     assert lost.reason == Reason.GPU_OOM
+
+
+def test_a_leader_that_saves_is_not_taken_to_hang_and_one_that_hangs_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[WorkerLost] = []
+    watch = _Watch(planned(spec_of()).task("block-0"), Subprocesses(2, threads=1, when_stuck=told.append))
+    watch.hired[1] = Thread(lambda: None)
+    watch.away.set()
+
+    class Turns:
+        """The third time that it is waited, the training is in a call again."""
+
+        waits = 0
+
+        def wait(self, _seconds: float) -> bool:
+            self.waits += 1
+            if self.waits == 3:
+                watch.away.clear()
+            return False
+
+    monkeypatch.setattr(watch, "_over", Turns())
+    watch.loses(1, "the other end has closed the line")
+    assert watch._over.waits == 3  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    assert [str(lost) for lost in told] == ["block-0: worker 1 of 2 is lost: the other end has closed the line"]
