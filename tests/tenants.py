@@ -5,19 +5,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 from fastapi import FastAPI
 
 from dbserve.api import credentials
+from dbserve.api.app import create_app
 from dbserve.contracts.key import ApiKey, Scope
 from dbserve.contracts.snapshot import ModelRecord
 from dbserve.contracts.status import Run
 from dbserve.contracts.webhook import Topic, Webhook
+from dbserve.settings import read_settings
 from dbserve.store import JobStore
 from tests.integration.serving import finish, submitted
 from tests.jobs import small_spec
 from tests.unit.test_report_page import report
 
 EVERY = tuple(Scope)
+BOOTSTRAP = "a-bootstrap-key-of-the-operator"
 BODIES: dict[tuple[str, str], Any] = {  # what is sent to routes that read a body
     ("POST", "/v1/plans"): small_spec().model_dump(mode="json"),
     ("POST", "/v1/jobs"): small_spec().model_dump(mode="json"),
@@ -41,6 +45,23 @@ def routes_of(app: FastAPI) -> Iterator[tuple[str, str, Any]]:
         for one in found:
             for method in sorted(one.methods):
                 yield method, one.path, one
+
+
+ROUTES = {(method, path): route for method, path, route in routes_of(create_app(read_settings(redis_url="unix:///no")))}
+
+
+def bearer(key: str) -> dict[str, str]:
+    """What a request says whose key this is."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def ask(
+    http: httpx.AsyncClient, route: tuple[str, str], ids: dict[str, str], key: str | None, **headers: str
+) -> httpx.Response:
+    """The request that the route is made for, with a key."""
+    method, path = route
+    sent = bearer(key) if key is not None else {}
+    return await http.request(method, path.format(**ids, **OTHERS), json=BODIES.get(route), headers=sent | headers)
 
 
 async def a_key(store: JobStore, project: str, scopes: tuple[Scope, ...] = EVERY, **more: Any) -> str:

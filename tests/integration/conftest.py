@@ -7,12 +7,17 @@ from pathlib import Path
 import httpx
 import pytest
 import redis as redis_sync
+from fastapi import FastAPI
 
 from dbserve.api.app import create_app
 from dbserve.store import JobStore
+from tests.chaos.durable_redis import DurableRedis
 from tests.integration.keys_left import leaks
 from tests.integration.serving import settings
 from tests.redis_servers import redis_server
+from tests.tenants import BOOTSTRAP
+
+IN_VAIN = 1.5  # seconds an impatient store waits for Redis
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +46,33 @@ async def store(redis_url: str, redis_socket: Path) -> AsyncIterator[JobStore]:
     assert leaks(redis_socket) == []
 
 
+@pytest.fixture
+def stoppable_redis(tmp_path: Path) -> Iterator[DurableRedis]:
+    """One of the test's own, which it may make hang."""
+    server = DurableRedis(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def impatient_store(stoppable_redis: DurableRedis) -> AsyncIterator[JobStore]:
+    opened = JobStore.from_url(stoppable_redis.url, timeout=IN_VAIN)
+    yield opened
+    await opened.aclose()
+
+
 @pytest.fixture(scope="session")
 def api_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the API's artefacts and its digits lie; the digits are written once."""
     return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture
+def app(redis_url: str, tmp_path: Path, api_directory: Path, store: JobStore) -> FastAPI:
+    """The API where a key is asked for, with artefacts of its own; the digits are written once."""
+    chosen = settings(redis_url, api_directory, api_key=BOOTSTRAP, webhook_private_hosts=True)
+    return create_app(chosen.model_copy(update={"artifacts": str(tmp_path)}), store)
 
 
 @pytest.fixture

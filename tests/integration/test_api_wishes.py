@@ -21,6 +21,7 @@ from dbserve.contracts.views import BlockView, JobView
 from dbserve.store import JobStore
 from tests.integration.serving import finish, settings, start, submitted
 from tests.jobs import small_spec
+from tests.tenants import bearer
 
 
 async def told(http: httpx.AsyncClient, path: str, status: int = 202, method: str = "POST") -> JobView:
@@ -113,7 +114,7 @@ async def test_each_key_has_a_quota_of_its_own_and_learns_when_to_come_back(
             return await http.post(
                 "/v1/jobs",
                 json=small_spec().model_dump(mode="json"),
-                headers={"Authorization": f"Bearer {key}"},
+                headers=bearer(key),
             )
 
         first, second = two_keys

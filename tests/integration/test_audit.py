@@ -10,26 +10,19 @@ import pytest
 from fastapi import FastAPI
 
 from dbserve.api.app import create_app
-from dbserve.api.auditing import READING
+from dbserve.api.guards import LOOKING
 from dbserve.api.scopes import CHANGES_NOTHING
+from dbserve.contracts.audit import AuditEntry
 from dbserve.contracts.key import ALL_PROJECTS, Scope
 from dbserve.store import JobStore
-from dbserve.store.audit import KEPT
 from tests.chaos.durable_redis import DurableRedis
 from tests.integration.serving import settings, submitted
-from tests.integration.test_tenants import BOOTSTRAP, ROUTES, ask
-from tests.tenants import UNKNOWN, a_key, things_of
+from tests.tenants import BOOTSTRAP, ROUTES, UNKNOWN, a_key, ask, bearer, things_of
 
 MUTATING = sorted(  # what deletes comes last
-    (route for route in ROUTES if route[0] not in READING and route not in CHANGES_NOTHING),
+    (route for route in ROUTES if route[0] not in LOOKING and route not in CHANGES_NOTHING),
     key=lambda route: (route[0] == "DELETE", route),
 )
-
-
-@pytest.fixture
-def app(redis_url: str, tmp_path: Path, api_directory: Path, store: JobStore) -> FastAPI:
-    chosen = settings(redis_url, api_directory, api_key=BOOTSTRAP, webhook_private_hosts=True)
-    return create_app(chosen.model_copy(update={"artifacts": str(tmp_path)}), store)
 
 
 @pytest.fixture
@@ -40,7 +33,7 @@ async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def entries(http: httpx.AsyncClient, key: str, query: str = "") -> list[dict[str, Any]]:
-    answer = await http.get(f"/v1/audit{query}", headers={"Authorization": f"Bearer {key}"})
+    answer = await http.get(f"/v1/audit{query}", headers=bearer(key))
     assert answer.status_code == 200, answer.text
     return answer.json()["data"]
 
@@ -71,7 +64,7 @@ async def test_what_was_refused_is_noted_too(http: httpx.AsyncClient, store: Job
     assert (await ask(http, cancel, UNKNOWN, admin)).status_code == 404
     assert (await ask(http, cancel, UNKNOWN, reader)).status_code == 403
     assert (await ask(http, ("POST", "/v1/keys"), {}, reader)).status_code == 403
-    headers = {"Authorization": f"Bearer {admin}", "Content-Type": "application/json"}
+    headers = {**bearer(admin), "Content-Type": "application/json"}
     assert (await http.post("/v1/jobs", content=b"[" * 100_000, headers=headers)).status_code == 422
     found = await entries(http, admin)
     assert [(one["status"], one["route"]) for one in found] == [
@@ -91,7 +84,7 @@ async def test_attempts_with_a_bad_key_are_no_projects_and_are_shown_to_the_oper
     assert await entries(http, red) == []
     found = await entries(http, BOOTSTRAP, "?deployment=true")
     assert [(one["status"], one["key_id"], one["route"]) for one in found] == [(401, None, "/v1/jobs/{job_id}")] * 2
-    refused = await http.get("/v1/audit?deployment=true", headers={"Authorization": f"Bearer {red}"})
+    refused = await http.get("/v1/audit?deployment=true", headers=bearer(red))
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden_project")
 
 
@@ -116,7 +109,7 @@ async def test_an_operators_act_stands_in_the_log_of_the_project_that_it_touches
     http: httpx.AsyncClient, store: JobStore
 ) -> None:
     red = await a_key(store, "red")
-    operator = {"Authorization": f"Bearer {BOOTSTRAP}"}
+    operator = bearer(BOOTSTRAP)
     made = await http.post("/v1/keys", json={"name": "k", "scopes": ["read"], "project": "red"}, headers=operator)
     await http.delete(f"/v1/keys/{made.json()['id']}", headers=operator)
     await http.post("/v1/jobs/x/cancel", headers={**operator, "X-Dbserve-Project": "red"})
@@ -131,7 +124,7 @@ async def test_an_operators_act_stands_in_the_log_of_the_project_that_it_touches
 async def test_a_secret_that_somebody_took_for_an_id_is_not_repeated(http: httpx.AsyncClient, store: JobStore) -> None:
     red = await a_key(store, "red")
     for mistaken in (red, red.rpartition("_")[2]):
-        await http.delete(f"/v1/keys/{mistaken}", headers={"Authorization": f"Bearer {red}"})
+        await http.delete(f"/v1/keys/{mistaken}", headers=bearer(red))
     found = await entries(http, red)
     assert [one["object"] for one in found] == ["/v1/keys/?"] * 2
 
@@ -140,7 +133,7 @@ async def test_the_log_is_paged(http: httpx.AsyncClient, store: JobStore) -> Non
     red = await a_key(store, "red")
     for _ in range(5):
         await ask(http, ("POST", "/v1/jobs/{job_id}/pause"), UNKNOWN, red)
-    headers = {"Authorization": f"Bearer {red}"}
+    headers = bearer(red)
     seen: list[str] = []
     asked: dict[str, Any] = {"limit": 2}
     while True:
@@ -151,27 +144,32 @@ async def test_the_log_is_paged(http: httpx.AsyncClient, store: JobStore) -> Non
         asked["after"] = page["next"]
     assert len(seen) == len(set(seen)) == 5
     assert seen == sorted(seen, reverse=True)
-    assert KEPT < 100_000
+
+
+async def test_of_a_full_log_the_oldest_entries_go(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole nodes of Redis' stream, which hold a hundred entries at most."""
+    monkeypatch.setattr("dbserve.store.audit.KEPT", 100)
+    for number in range(500):
+        entry = AuditEntry(at=1.0, method="POST", route="/v1/jobs", status=202, request_id=str(number))
+        await store.audit.note("red", entry)
+    found, _ = await store.audit.page("red", limit=500)
+    assert 100 <= len(found) < 200
+    assert [int(entry.request_id) for _, entry in found] == list(range(499, 499 - len(found), -1))
 
 
 async def test_an_entry_is_a_line_of_the_log_whatever_becomes_of_redis(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    stoppable_redis: DurableRedis, impatient_store: JobStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = DurableRedis(tmp_path)
-    server.start()
-    store = JobStore.from_url(server.url, timeout=1.0)
-    try:
-        app = create_app(settings(server.url, tmp_path, api_key=BOOTSTRAP), store)
-        job_id = await submitted(store)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
-            with server.stopped(), caplog.at_level(logging.INFO, "dbserve.audit"):
-                answer = await ask(http, ("DELETE", "/v1/jobs/{job_id}"), {"job_id": job_id}, BOOTSTRAP)
-                assert answer.status_code == 503
-        [line] = [record for record in caplog.records if record.message == "audit"]
-        assert (line.__dict__["route"], line.__dict__["status"]) == ("/v1/jobs/{job_id}", 503)
-        assert line.__dict__["key_id"].startswith("bootstrap-")
-        assert BOOTSTRAP not in str(line.__dict__)
-        await app.state.services.outage.aclose()
-    finally:
-        await store.aclose()
-        server.stop()
+    app = create_app(settings(stoppable_redis.url, tmp_path, api_key=BOOTSTRAP), impatient_store)
+    job_id = await submitted(impatient_store)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http,
+    ):
+        with stoppable_redis.stopped(), caplog.at_level(logging.INFO, "dbserve.audit"):
+            answer = await ask(http, ("DELETE", "/v1/jobs/{job_id}"), {"job_id": job_id}, BOOTSTRAP)
+            assert answer.status_code == 503
+    [line] = [record for record in caplog.records if record.message == "audit"]
+    assert (line.__dict__["route"], line.__dict__["status"]) == ("/v1/jobs/{job_id}", 503)
+    assert line.__dict__["key_id"].startswith("bootstrap-")
+    assert BOOTSTRAP not in str(line.__dict__)

@@ -19,9 +19,8 @@ from dbserve.contracts.key import ALL_PROJECTS, Scope
 from dbserve.store import JobStore, keys
 from dbserve.store.api_keys import MOST_KEYS
 from tests.integration.serving import serving, settings, start, submitted
-from tests.tenants import a_key
+from tests.tenants import BOOTSTRAP, a_key, bearer
 
-BOOTSTRAP = "a-bootstrap-key-of-the-operator"
 ADMIN = {"name": "ops", "scopes": ["admin", "read"], "project": "*"}
 
 
@@ -43,10 +42,6 @@ async def redis(redis_url: str) -> Any:
 def client_of(app: Any, key: str) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=bearer(key))
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
 
 
 async def status(http: httpx.AsyncClient, key: str, path: str = "/v1/jobs") -> int:

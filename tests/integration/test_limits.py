@@ -14,16 +14,12 @@ from dbserve.store import JobStore
 from dbserve.store.rates import Rate, rate
 from tests.chaos.durable_redis import DurableRedis
 from tests.integration.serving import settings
-from tests.tenants import a_key
-
-BOOTSTRAP = "a-bootstrap-key-of-the-operator"
+from tests.tenants import BOOTSTRAP, a_key, bearer
 
 
 def asking(app: object, key: str, address: str = "192.0.2.1") -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, client=(address, 1))  # type: ignore[arg-type]
-    return httpx.AsyncClient(
-        transport=transport, base_url="http://localhost", headers={"Authorization": f"Bearer {key}"}, timeout=30
-    )
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=bearer(key), timeout=30)
 
 
 async def test_a_key_that_asks_too_often_is_told_when_to_come_back_and_others_go_on(
@@ -105,15 +101,12 @@ async def test_a_forwarded_address_is_believed_of_the_proxies_that_are_named_alo
 
 
 async def test_with_redis_hung_nothing_is_counted_and_no_key_of_the_store_is_believed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stoppable_redis: DurableRedis, impatient_store: JobStore, tmp_path: Path
 ) -> None:
-    server = DurableRedis(tmp_path)
-    server.start()
-    store = JobStore.from_url(server.url, timeout=1.0)
-    app = create_app(settings(server.url, tmp_path, api_key=BOOTSTRAP, rate_limit=1), store)
-    key = await a_key(store, "default")
-    try:
-        with server.stopped():
+    app = create_app(settings(stoppable_redis.url, tmp_path, api_key=BOOTSTRAP, rate_limit=1), impatient_store)
+    key = await a_key(impatient_store, "default")
+    async with app.router.lifespan_context(app):
+        with stoppable_redis.stopped():
             async with asking(app, BOOTSTRAP) as http:
                 for _ in range(3):
                     assert (await http.get("/v1/architectures")).status_code == 200, "it needs no Redis"
@@ -122,10 +115,6 @@ async def test_with_redis_hung_nothing_is_counted_and_no_key_of_the_store_is_bel
                 assert (await http.get("/v1/architectures")).status_code == 503, "it may have been revoked"
             async with asking(app, "garbage") as http:
                 assert (await http.get("/v1/architectures")).status_code == 401
-        await app.state.services.outage.aclose()
-    finally:
-        await store.aclose()
-        server.stop()
 
 
 @pytest.mark.parametrize(

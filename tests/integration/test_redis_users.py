@@ -34,10 +34,10 @@ from tests.jobs import small_spec
 from tests.ports import free_port
 from tests.receiver import receiving
 from tests.redis_servers import redis_server
+from tests.tenants import BOOTSTRAP, bearer
 from tests.waiting import eventually
 from workers.presence import look
 
-KEY = "a-key-of-the-bootstrap"
 SECONDS = 120
 
 
@@ -122,7 +122,7 @@ class Forks:
 async def test_a_job_goes_to_its_end_with_each_process_on_its_own_user(guarded: Guarded, tmp_path: Path) -> None:
     plain = f"redis://127.0.0.1:{guarded.port}/0"
     beside = {"redis_username": "api", "redis_password": guarded.passwords["api"]}
-    chosen = settings(plain, tmp_path, api_key=KEY, webhook_private_hosts=True, **beside)
+    chosen = settings(plain, tmp_path, api_key=BOOTSTRAP, webhook_private_hosts=True, **beside)
     its_store = JobStore.at(chosen.redis)
     app = create_app(chosen, its_store)
     store = JobStore.from_url(guarded.url("reconciler"))
@@ -136,7 +136,7 @@ async def test_a_job_goes_to_its_end_with_each_process_on_its_own_user(guarded: 
         async def tidied() -> bool:
             return not await store.wishes.deleted()
 
-        transport, key = httpx.ASGITransport(app), {"Authorization": f"Bearer {KEY}"}
+        transport, key = httpx.ASGITransport(app), bearer(BOOTSTRAP)
         http = await stack.enter_async_context(
             httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=key)
         )

@@ -13,24 +13,15 @@ from dbserve.api.app import create_app
 from dbserve.api.auth import permit
 from dbserve.api.scopes import NEEDS, Need
 from dbserve.contracts.key import ALL_PROJECTS, Scope
-from dbserve.settings import read_settings
 from dbserve.store import JobStore
 from tests.integration.serving import settings, submitted
 from tests.jobs import small_spec
-from tests.tenants import BODIES, OTHERS, UNKNOWN, Things, a_key, routes_of, things_of
+from tests.tenants import BODIES, BOOTSTRAP, ROUTES, UNKNOWN, Things, a_key, ask, bearer, things_of
 
-ROUTES = {(method, path): route for method, path, route in routes_of(create_app(read_settings(redis_url="unix:///no")))}
 CLOSED = sorted(  # what deletes comes last
     (route for route in ROUTES if NEEDS.get(route) is not Need.NOTHING), key=lambda route: (route[0] == "DELETE", route)
 )
 OF_SOMETHING = [route for route in CLOSED if any(f"{{{name}}}" in route[1] for name in UNKNOWN)]
-BOOTSTRAP = "a-bootstrap-key-of-the-operator"
-
-
-@pytest.fixture
-def app(redis_url: str, tmp_path: Path, api_directory: Path, store: JobStore) -> FastAPI:
-    chosen = settings(redis_url, api_directory, api_key=BOOTSTRAP, webhook_private_hosts=True)
-    return create_app(chosen.model_copy(update={"artifacts": str(tmp_path)}), store)
 
 
 @pytest.fixture
@@ -47,15 +38,6 @@ async def red(store: JobStore, tmp_path: Path) -> Things:
 @pytest.fixture
 async def blue(store: JobStore, tmp_path: Path) -> Things:
     return await things_of(store, "blue", tmp_path)
-
-
-async def ask(
-    http: httpx.AsyncClient, route: tuple[str, str], ids: dict[str, str], key: str | None, **headers: str
-) -> httpx.Response:
-    """The request that the route is made for, with a key."""
-    method, path = route
-    sent = {"Authorization": f"Bearer {key}"} if key is not None else {}
-    return await http.request(method, path.format(**ids, **OTHERS), json=BODIES.get(route), headers=sent | headers)
 
 
 def test_the_table_of_scopes_has_every_route_and_no_other() -> None:
@@ -139,8 +121,8 @@ async def test_lists_show_the_projects_own_and_cursors_lead_nowhere_else(
     for project in ("red", "blue") * 3:
         job_id = await submitted(store, project=project)
         blues += [job_id] if project == "blue" else []
-    key = {"Authorization": f"Bearer {await a_key(store, 'blue')}"}
-    of_red = {"Authorization": f"Bearer {await a_key(store, 'red')}"}
+    key = bearer(await a_key(store, "blue"))
+    of_red = bearer(await a_key(store, "red"))
     seen: list[str] = []
     after = (await http.get("/v1/jobs?limit=1", headers=of_red)).json()["next"]  # red's cursor, in blue's hands
     while after:
@@ -156,7 +138,7 @@ async def test_lists_show_the_projects_own_and_cursors_lead_nowhere_else(
 
 async def test_what_is_made_belongs_to_the_project_of_its_key(http: httpx.AsyncClient, store: JobStore) -> None:
     blue = await a_key(store, "blue")
-    headers = {"Authorization": f"Bearer {blue}"}
+    headers = bearer(blue)
     job = await http.post("/v1/jobs", json=BODIES["POST", "/v1/jobs"], headers=headers)
     hook = await http.post("/v1/webhooks", json=BODIES["POST", "/v1/webhooks"], headers=headers)
     assert (job.status_code, hook.status_code) == (202, 201)
@@ -168,7 +150,7 @@ async def test_what_is_made_belongs_to_the_project_of_its_key(http: httpx.AsyncC
 async def test_the_same_idempotency_key_makes_a_job_in_each_project(http: httpx.AsyncClient, store: JobStore) -> None:
     made: list[str] = []
     for project in ("red", "blue", "red"):
-        headers = {"Authorization": f"Bearer {await a_key(store, project)}", "Idempotency-Key": "k"}
+        headers = {**bearer(await a_key(store, project)), "Idempotency-Key": "k"}
         spec = small_spec(name=project).model_dump(mode="json")
         answer = await http.post("/v1/jobs", json=spec, headers=headers)
         assert answer.status_code == 202, answer.text
@@ -183,7 +165,7 @@ async def test_a_quota_is_the_projects_however_many_keys_it_has(
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         statuses: list[int] = []
         for project in ("red", "red", "blue"):
-            headers = {"Authorization": f"Bearer {await a_key(store, project)}"}
+            headers = bearer(await a_key(store, project))
             spec = BODIES["POST", "/v1/jobs"]
             statuses.append((await http.post("/v1/jobs", json=spec, headers=headers)).status_code)
     assert statuses == [202, 429, 202]
@@ -202,7 +184,7 @@ async def test_a_key_of_the_deployment_sees_the_project_it_names(
     http: httpx.AsyncClient, store: JobStore, red: Things
 ) -> None:
     async def jobs(key: str, **headers: str) -> Any:
-        answer = await http.get("/v1/jobs", headers={"Authorization": f"Bearer {key}", **headers})
+        answer = await http.get("/v1/jobs", headers={**bearer(key), **headers})
         return answer.json().get("code") or [job["id"] for job in answer.json()["data"]]
 
     for key in (BOOTSTRAP, await a_key(store, ALL_PROJECTS, (Scope.READ,))):
@@ -220,7 +202,7 @@ async def test_who_may_only_look_is_not_told_how_to_write_to_a_receiver(
 ) -> None:
     shown: list[str] = []
     for scopes in ((Scope.READ,), (Scope.READ, Scope.SUBMIT)):
-        headers = {"Authorization": f"Bearer {await a_key(store, 'red', scopes)}"}
+        headers = bearer(await a_key(store, "red", scopes))
         one = (await http.get(f"/v1/webhooks/{red.webhook_id}", headers=headers)).json()["url"]
         [listed] = (await http.get("/v1/webhooks", headers=headers)).json()["data"]
         assert listed["url"] == one

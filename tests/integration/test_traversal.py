@@ -20,8 +20,8 @@ from dbserve.store.codec import packed
 from tests.integration.serving import serving, settings
 from tests.jobs import small_spec
 from tests.shards import pixels, write_shard
+from tests.tenants import BOOTSTRAP, bearer
 
-KEY = "a-key-of-the-bootstrap"
 SECRET = "what nobody may read"
 
 
@@ -159,7 +159,7 @@ def ask(redis_url: str, tmp_path: Path, store: JobStore) -> Any:
 
     async def asked(uri: str, **changes: Any) -> tuple[int, int, dict[str, str]]:
         app = create_app(settings(redis_url, tmp_path, **changes), store)
-        headers = {"Authorization": f"Bearer {changes['api_key']}"} if "api_key" in changes else {}
+        headers = bearer(changes["api_key"]) if "api_key" in changes else {}
         job = small_spec(data={"uri": uri}).model_dump(mode="json")
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers
@@ -175,7 +175,7 @@ async def test_at_home_a_job_names_whatever_this_machines_user_could_open(ask: A
     assert (await ask("builtin:digits"))[:2] == (200, 202)
 
 
-@pytest.mark.parametrize("doors", [{"api_key": KEY}, {"api_key": KEY, "host": "0.0.0.0"}])
+@pytest.mark.parametrize("doors", [{"api_key": BOOTSTRAP}, {"api_key": BOOTSTRAP, "host": "0.0.0.0"}])
 async def test_where_a_key_is_asked_for_only_builtin_data_are_named_until_others_are_listed(
     ask: Any, shards: Path, doors: dict[str, str]
 ) -> None:
@@ -203,6 +203,6 @@ async def test_where_a_key_is_asked_for_only_builtin_data_are_named_until_others
     ],
 )
 async def test_a_job_that_names_what_is_not_listed_is_refused_at_its_key(ask: Any, shards: Path, uri: str) -> None:
-    plan, made, fault = await ask(uri, api_key=KEY, data_allow=str(shards))
+    plan, made, fault = await ask(uri, api_key=BOOTSTRAP, data_allow=str(shards))
     assert (plan, made, fault["pointer"]) == (422, 422, "/data/uri")
     assert "secret-word" not in json.dumps(fault)
