@@ -12,9 +12,6 @@ import json
 import os
 import platform
 import resource
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.serving import service
 from dbserve.client import Client
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.plan import JobPlan
@@ -148,7 +146,10 @@ def limit_workers(service: int, limit: int) -> None:
 
 def measure(spec: JobSpec, limit: int | None) -> Run:
     """The job, from its submission to its end, on a service with one slot."""
-    with tempfile.TemporaryDirectory(prefix="dbserve-bench-") as directory, _service(Path(directory)) as (client, pid):
+    with (
+        tempfile.TemporaryDirectory(prefix="dbserve-bench-") as directory,
+        service(Path(directory), "--num-cpus", "1") as (client, pid),
+    ):
         if limit is not None:
             limit_workers(pid, limit)
         return run(client, pid, spec, limit)
@@ -248,23 +249,6 @@ def _held(pid: int) -> Peak | None:
         return None
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
     return Peak(sizes["VmHWM"], sizes["RssAnon"]) if "VmHWM" in sizes else None
-
-
-@contextlib.contextmanager
-def _service(data_dir: Path) -> Generator[tuple[Client, int]]:
-    """A `dbserve up` with one slot, and its pid."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "dbserve", "up", "--data-dir", str(data_dir), "--port", str(port)]
-    command += ["--num-cpus", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, contextlib.ExitStack() as stack:
-        stack.callback(process.wait, 60)
-        stack.callback(process.send_signal, signal.SIGTERM)
-        assert process.stdout is not None
-        if not any("dbserve is up" in line for line in process.stdout):
-            raise RuntimeError("dbserve up did not come up")
-        yield stack.enter_context(Client(f"http://127.0.0.1:{port}")), process.pid
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.machine import machine
-from benchmarks.orchestration import service
 from benchmarks.scaling.lines import Asked, say
+from benchmarks.serving import service
 from dbserve.client import Client
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import TaskState
@@ -89,7 +89,7 @@ def measure(repeats: int, seconds: float) -> list[SpeedUps]:
         address = stack.enter_context(nodes(directory))
         where = ("--ray-address", address)
         token = {"DBSERVE_RAY_AUTH_TOKEN_PATH": str(directory / TOKEN)}
-        client = stack.enter_context(service(directory / "data", *where, **token))
+        client, _ = stack.enter_context(service(directory / "data", *where, **token))
         for _ in range(repeats):
             alone = {
                 THROUGH: through_the_service(client, 1, seconds),

@@ -9,18 +9,16 @@ import contextlib
 import json
 import os
 import platform
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.serving import service
 from dbserve.client import Client
 from dbserve.contracts.job import JobSpec
 from dbserve.contracts.status import TaskState
@@ -100,32 +98,11 @@ def orchestrated_samples_per_second(client: Client, seconds: float) -> float:
     return (last.samples_total - first.samples_total) / (last.last_step_at - first.last_step_at).total_seconds()
 
 
-@contextlib.contextmanager
-def service(data_dir: Path, *arguments: str, **environment: str) -> Generator[Client]:
-    """`dbserve up`, with more arguments and variables where they are given."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "dbserve", "up", "--data-dir", str(data_dir), "--port", str(port)]
-    command += arguments
-    told = {**os.environ, **environment}
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=told) as process,
-        contextlib.ExitStack() as stack,
-    ):
-        stack.callback(process.wait, 60)
-        stack.callback(process.send_signal, signal.SIGTERM)
-        assert process.stdout is not None
-        if not any("dbserve is up" in line for line in process.stdout):
-            raise RuntimeError("dbserve up did not come up")
-        yield stack.enter_context(Client(f"http://127.0.0.1:{port}"))
-
-
 def measure(repeats: int, seconds: float) -> Result:
     """Alternates the two, so that what else the machine does falls on both."""
     bare: list[float] = []
     orchestrated: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="dbserve-bench-") as directory, service(Path(directory)) as client:
+    with tempfile.TemporaryDirectory(prefix="dbserve-bench-") as directory, service(Path(directory)) as (client, _):
         command = [sys.executable, "-m", "benchmarks.orchestration", "--bare", str(Path(directory) / "cache")]
         for _ in range(repeats):
             said = subprocess.run([*command, "--seconds", str(seconds)], check=True, capture_output=True, text=True)

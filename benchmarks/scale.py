@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.figures import short
 from benchmarks.scaling import model
 from benchmarks.scaling.simulation import Measured, Scale, simulate
 
@@ -39,8 +40,8 @@ class Row:
 
     def _cell(self, found: float, paper: float | None) -> str:
         missed = " (missed)" if self.most is not None and found > self.most else ""
-        beside = "" if not paper else f" ({found / paper:.2f} of {_short(paper)})"
-        return f"{_short(found)}{missed}{beside}"
+        beside = "" if not paper else f" ({found / paper:.2f} of {short(paper)})"
+        return f"{short(found)}{missed}{beside}"
 
 
 def rows_of(scales: Sequence[Scale], found: Sequence[Measured]) -> list[Row]:
@@ -132,10 +133,6 @@ def markdown(scales: Sequence[Scale], found: Sequence[Measured], facts: Mapping[
     where = ", ".join(f"{name} {value}" for name, value in facts.items())
     beside = "In brackets: the ratio to what the model says, and that."
     return "\n".join(["# Simulated workers", "", *table, "", beside, "", *said, "", where, ""])
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main() -> None:

