@@ -20,7 +20,7 @@ _COMPATIBLE = ipaddress.ip_network("::/96")
 _UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is routed between networks
 _PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")  # kept for protocols' own ends, and no receiver's
 # Where clouds answer their machines, credentials included, though it is not link-local.
-_METADATA = (
+METADATA = (
     ipaddress.ip_network("100.100.100.200/32"),  # Alibaba
     ipaddress.ip_network("168.63.129.16/32"),  # Azure, by an address that looks public
     ipaddress.ip_network("192.0.0.192/32"),  # Oracle
@@ -65,7 +65,7 @@ def refusal(
     Link-local and known metadata addresses are refused in any case: there clouds tell a machine its credentials.
     """
     parsed = embedded_address(address)
-    if parsed.is_link_local or any(parsed in known for known in _METADATA):
+    if parsed.is_link_local or any(parsed in known for known in METADATA):
         return "is link-local, or a cloud's metadata service"
     if parsed.is_multicast or parsed.is_unspecified or str(parsed) == "255.255.255.255":
         return "is no single host's"

@@ -58,6 +58,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "ingress with TLS": {
         "api": {"ingress": {"enabled": True, "tlsSecret": "my-cert"}, "autoscaling": {"enabled": True}}
     },
+    "load balancer": {
+        "api": {"service": {"type": "LoadBalancer"}},
+        "networkPolicy": {"apiFromCidrs": ["203.0.113.0/24"]},
+    },
     "no network policies": {"networkPolicy": {"enabled": False}},
     "a narrow network": {
         "networkPolicy": {

@@ -1,5 +1,7 @@
 """The API as its pod would start it, on the chart's Redis; and what docs/kubernetes.md does with it first."""
 
+import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -13,10 +15,13 @@ import httpx
 import pytest
 import yaml
 
+from dbserve.store import JobStore
+from tests.integration.serving import finish, submitted
 from tests.kubernetes.chart import ROOT, Object, kinds, pods, rendered
-from tests.kubernetes.servers import environment_of, redis_of
+from tests.kubernetes.servers import ChartRedis, environment_of, redis_of
 from tests.kubernetes.test_docs import COMMANDS, Command
 from tests.ports import free_port
+from tests.unit.test_report_page import report
 from tests.waiting import wait_for
 
 if shutil.which("redis-server") is None and not os.environ.get("DBSERVE_REQUIRE_SERVERS"):
@@ -31,6 +36,11 @@ class Api:
     container: Object
     environment: dict[str, str]
     directory: Path
+    redis: ChartRedis
+
+    def store(self, user: str) -> JobStore:
+        """On the chart's Redis, as one of its users."""
+        return JobStore.from_url(f"redis://{user}:{self.redis.passwords[user]}@localhost:{self.redis.port}/0")
 
     def probe(self, name: str) -> int:
         """What kubelet is answered."""
@@ -39,13 +49,22 @@ class Api:
         assert port["containerPort"] == 8000
         return httpx.get(self.url + asked["path"], timeout=30).status_code
 
-    def run(self, command: Command, key: str) -> subprocess.CompletedProcess[str]:
-        """A command of the document, as its reader with that key."""
+    def run(self, command: Command, key: str, job_id: str = "JOB") -> subprocess.CompletedProcess[str]:
+        """A command of the document, as its reader with that key, in a directory of the reader's with the examples."""
         words = [word for word in command.words[1:] if word != "--watch"]  # nothing would train here
-        environment = {"PATH": os.environ["PATH"], "DBSERVE_URL": self.url, "DBSERVE_API_KEY": key, "COLUMNS": "200"}
+        words = [job_id if word == "JOB" else word for word in words]
+        if not (examples := self.directory / "examples").exists():
+            examples.symlink_to(ROOT / "examples")
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "DBSERVE_URL": self.url,
+            "DBSERVE_API_KEY": key,
+            "COLUMNS": "200",
+        }
         return subprocess.run(
             [sys.executable, "-m", "dbserve", *words],
-            cwd=ROOT,
+            cwd=self.directory,
             env=environment,
             capture_output=True,
             text=True,
@@ -77,7 +96,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **given, **here}
         with (directory / "out").open("wb") as output:
             process = subprocess.Popen(command, env=environment, cwd=directory, stdout=output, stderr=output)
-        running = Api(f"http://127.0.0.1:{port}", container, given, directory)
+        running = Api(f"http://127.0.0.1:{port}", container, given, directory, server)
         try:
             wait_for(lambda: process.poll() is not None or answers(running), seconds=60, what="the startup probe")
             assert process.poll() is None, (directory / "out").read_text()
@@ -124,6 +143,22 @@ def test_the_first_key_makes_another_and_that_one_submits_the_job(api: Api) -> N
     assert (nodes.returncode, nodes.stderr) == (0, "")
     again = api.run(command("dbserve", "keys", "create"), key)
     assert again.returncode != 0  # it may read and submit, and no more
+
+
+async def test_of_a_job_that_has_ended_the_report_is_written_as_shown(api: Api) -> None:
+    """Each process of the service writes its part as its own user of Redis."""
+    async with contextlib.AsyncExitStack() as stack:
+        stores = {user: api.store(user) for user in ("api", "reconciler", "worker")}
+        for store in stores.values():
+            stack.push_async_callback(store.aclose)
+        job_id = await submitted(stores["api"])
+        await finish(stores["reconciler"], job_id)
+        evaluation = (await stores["api"].outline(job_id)).tasks["evaluation"].run
+        await stores["worker"].results.save_report(evaluation, report())
+    told = command("dbserve", "report")
+    done = await asyncio.to_thread(api.run, told, api.environment["DBSERVE_API_KEY"], job_id)
+    assert done.returncode == 0, done.stderr
+    assert "<html" in (api.directory / told.words[-1]).read_text()
 
 
 def test_data_that_nothing_allows_is_refused(api: Api) -> None:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import yaml
 from dbserve.cli import cli
 from dbserve.jobfile import parse_job
 from tests.kubernetes.chart import CHART, ROOT, chart, pods, render, rendered, selects
+from tests.kubernetes.crds import ABSENT, CRDS, validators
 from tests.waiting import wait_for
 
 TEXT = (ROOT / "docs/kubernetes.md").read_text()
@@ -39,6 +41,7 @@ NEEDS_A_CLUSTER = {
     "helm uninstall": "a release in a cluster",
     "kubectl": "a cluster; what it names is looked up in the rendering",
     "podman push": "a registry",
+    "podman save": "both images",
 }
 
 
@@ -72,7 +75,7 @@ def commands() -> list[Command]:
     return found
 
 
-COMMANDS = commands()
+COMMANDS = [*commands(), *(Command(line) for line in re.findall(r"`(helm template [^`\n]+)`", TEXT))]
 
 
 def of(*words: str) -> list[Command]:
@@ -120,7 +123,8 @@ def test_the_job_that_is_submitted_is_there_and_asks_for_nothing_that_a_laptop_l
 def test_helm_renders_what_a_command_line_asks_for(command: Command, tmp_path: Path) -> None:
     (tmp_path / "our-values.yaml").write_text(snippets("values")[0])
     words, values = command.words[1:], {}
-    known = {"--namespace": 1, "--values": 1, "--set": 1, "--create-namespace": 0, "--reuse-values": 0}
+    known = {"--namespace": 1, "--values": 1, "--set": 1}
+    known |= {"--create-namespace": 0, "--reuse-values": 0, "--force-conflicts": 0}
     position = 3  # after install, the release and the chart
     assert words[0] in {"install", "upgrade", "template"}
     assert words[2] == OURS
@@ -206,7 +210,7 @@ def test_what_kubectl_is_to_look_at_is_in_the_rendering() -> None:
         assert key in data
 
 
-@pytest.mark.parametrize("target", [command.words[-1] for command in of("make")])
+@pytest.mark.parametrize("target", sorted({command.words[-1] for command in of("make")}))
 def test_make_has_the_target(target: str) -> None:
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
@@ -214,16 +218,36 @@ def test_make_has_the_target(target: str) -> None:
 def test_images_are_called_and_tagged_as_the_chart_calls_them() -> None:
     images = {str(container.spec["image"]) for pod in pods(rendered("kind")) for container in pod.containers()}
     ours = {image for image in images if image.startswith("dbserve")}
-    [load] = of("kind", "load")
+    [load] = of("kind", "load", "docker-image")
     assert ours == {word for word in load.words if word.startswith("dbserve") and ":" in word}
+    # Where an image has no host in its name, Kubernetes reads it as one of Docker's.
+    [save] = of("podman", "save")
+    assert {f"docker.io/library/{image}" for image in ours} == {word for word in save.words if ":" in word}
 
 
 def test_versions_that_are_installed_are_those_that_are_checked_against() -> None:
     [kuberay] = of("helm", "install", "kuberay-operator")
-    assert kuberay.words[kuberay.words.index("--version") + 1] == "1.7.0"
-    assert "KubeRay 1.7" in TEXT
+    version = kuberay.words[kuberay.words.index("--version") + 1]
+    assert f"KubeRay {version.rpartition('.')[0]}" in TEXT
+    assert f"ray-operator/config/crd?ref=v{version}" in TEXT
     [stack] = of("helm", "install", "monitoring")
     assert re.fullmatch(r"\d+\.\d+\.\d+", stack.words[stack.words.index("--version") + 1])
+    if not validators():
+        pytest.skip(ABSENT)
+    assert f"KubeRay v{version}" in (CRDS / "README.md").read_text()
+    crd = yaml.load((CRDS / "crd_servicemonitors.yaml").read_text(), yaml.CSafeLoader)
+    operator = crd["metadata"]["annotations"]["operator.prometheus.io/version"].rpartition(".")[0]
+    assert f"prometheus-operator {operator}" in TEXT
+
+
+def test_the_chart_is_of_the_version_of_dbserve_and_of_the_ray_that_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert about["appVersion"] == project["version"]
+    assert f"\nray=={values['ray']['version']}\n" in (ROOT / "constraints.txt").read_text()
+    images = {str(container.spec["image"]) for pod in pods(rendered("defaults")) for container in pod.containers()}
+    assert {image.partition(":")[2] for image in images if image.startswith("dbserve")} == {project["version"]}
 
 
 def programs(*names: str) -> None:

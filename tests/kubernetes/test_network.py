@@ -5,21 +5,15 @@ from typing import Any
 import helm_python as helm
 import pytest
 
+from dbserve.webhooks import addresses
 from tests.kubernetes.chart import SWITCHES, VALUES_FILES, Object, chart, copy_of, kinds, render, rendered
 from tests.kubernetes.network import End, ends, misshapen, outside, reaches, stranger, unguarded
 
 GUARDED = [name for name in [*VALUES_FILES, *SWITCHES] if kinds(rendered(name), "NetworkPolicy")]
 guarded = pytest.mark.parametrize("name", GUARDED)
 with_redis = pytest.mark.parametrize("name", [name for name in GUARDED if "redis" in ends(rendered(name))])
-METADATA = [
-    "169.254.169.254",
-    "169.254.170.2",
-    "169.254.1.1",
-    "fe80::1",
-    "fd00:ec2::254",
-    "fd00:ec2::23",
-    "fd20:ce::254",
-]
+LINK_LOCAL = ["169.254.169.254", "169.254.170.2", "169.254.1.1", "fe80::1"]
+METADATA = [*LINK_LOCAL, "fd00:ec2::254", "fd00:ec2::23", *(str(network[0]) for network in addresses.METADATA)]
 OURS = ("api", "reconciler", "ray-head", "ray-worker")
 API, REDIS, GCS, DASHBOARD, RAYLET, METRICS = 8000, 6379, 6379, 8265, 34567, 8080
 
@@ -188,6 +182,25 @@ def test_of_a_block_of_yours_is_left_out_what_is_in_it(cidr: str, open_to: list[
 def test_a_block_of_which_nothing_is_left_is_refused_and_not_opened(cidr: str) -> None:
     with pytest.raises(helm.HelmRenderError, match=f"networkPolicy.internet.cidr is {cidr}"):
         networked(internet={"cidr": cidr})
+
+
+@pytest.mark.parametrize("cidr", ["0.0.0.0/0", "::/0"])
+def test_nothing_that_is_said_of_the_internet_opens_where_clouds_give_credentials_away(cidr: str) -> None:
+    objects = networked(internet={"cidr": cidr, "except": [], "ports": [80, 443]})
+    assert list(misshapen(objects)) == []
+    for component in ("api", "reconciler", "ray-worker"):
+        end = ends(objects)[component]
+        assert [each for each in METADATA for port in (80, 443) if reaches(objects, end, outside(each), port)] == []
+
+
+def test_who_comes_from_outside_reaches_the_api_alone_and_from_where_the_values_say() -> None:
+    assert not reaches(rendered("defaults"), outside("203.0.113.9"), ends(rendered("defaults"))["api"], API)
+    objects = rendered("load balancer")
+    found = ends(objects)
+    assert reaches(objects, outside("203.0.113.9"), found["api"], API)
+    assert not reaches(objects, outside("198.51.100.9"), found["api"], API)
+    assert not reaches(objects, stranger(), found["api"], API)
+    assert not any(reaches(objects, outside("203.0.113.9"), found[end], REDIS) for end in ("redis", "ray-head"))
 
 
 def test_a_private_block_is_open_once_it_is_no_exception() -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from tests.kubernetes import confinement, references
+from tests.kubernetes import confinement, references, topology
 from tests.kubernetes.chart import SWITCHES, VALUES_FILES, Object, copy_of, kinds, rendered, values_of
 from tests.kubernetes.references import unknown_sources, yours
 
 EVERY = [*VALUES_FILES, *SWITCHES]
-POLICIES = {policy.__name__: policy for policy in (*confinement.POLICIES, *references.POLICIES)}
+POLICIES = {policy.__name__: policy for policy in (*confinement.POLICIES, *references.POLICIES, *topology.POLICIES)}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -130,9 +130,12 @@ def test_a_source_that_nobody_made_is_found(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "fault"),
-    [pytest.param(policy, fault, id=f"{policy}: {what}") for policy, what, fault in confinement.FAULTS],
+    [
+        pytest.param(policy, fault, id=f"{policy}: {what}")
+        for policy, what, fault in [*confinement.FAULTS, *topology.FAULTS]
+    ],
 )
-def test_a_container_that_could_do_too_much_is_found(policy: str, fault: Callable[[list[Object]], Any]) -> None:
+def test_what_breaks_a_policy_is_found(policy: str, fault: Callable[[list[Object]], Any]) -> None:
     objects = copy_of("defaults")
     fault(objects)
     assert list(POLICIES[policy](objects))
@@ -149,5 +152,5 @@ def test_a_reference_to_nothing_is_found(policy: str, fault: Callable[[list[Obje
 
 
 def test_every_policy_is_seen_to_find_something() -> None:
-    tried = {policy for policy, _, _ in [*confinement.FAULTS, *REFERENCE_FAULTS]} | {"unknown_keys"}
+    tried = {policy for policy, _, _ in [*confinement.FAULTS, *topology.FAULTS, *REFERENCE_FAULTS]} | {"unknown_keys"}
     assert tried == set(POLICIES)

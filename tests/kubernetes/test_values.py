@@ -11,7 +11,19 @@ import pytest
 import yaml
 
 from dbserve.settings import Settings
-from tests.kubernetes.chart import CHART, EXTERNAL_REDIS, SWITCHES, VALUES_FILES, chart, schema, texts, values_of
+from tests.kubernetes.chart import (
+    CHART,
+    EXTERNAL_REDIS,
+    SWITCHES,
+    VALUES_FILES,
+    chart,
+    kinds,
+    pods,
+    render,
+    schema,
+    texts,
+    values_of,
+)
 
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 Path = tuple[str, ...]
@@ -74,6 +86,7 @@ OTHERS: dict[str, Any] = {
     "data.mountPath": "/sets",
     "api.forwardedAllowIps": ["10.0.0.0/8", "::1"],
     "networkPolicy.apiFrom": [{"team": "a"}],
+    "networkPolicy.apiFromCidrs": ["198.51.100.0/24"],
     "networkPolicy.dns.namespaces": ["openshift-dns"],
     "networkPolicy.dns.cidrs": ["169.254.20.10/32"],
     "networkPolicy.podIdentity.cidrs": ["169.254.169.254/32"],
@@ -226,6 +239,12 @@ def test_all_keys_are_known_to_the_schema_but_those_of_maps_that_are_yours() -> 
         {"api": {"forwardedAllowIps": ["*"]}},
         {"api": {"forwardedAllowIps": ["proxy.example.com"]}},
         {"keys": {"existingSecret": "Not A Name"}},
+        {"fullnameOverride": "My App"},
+        {"image": {"tag": "a: b"}},
+        {"api": {"priorityClassName": "a: b"}},
+        {"api": {"ingress": {"host": "https://example.com"}}},
+        {"networkPolicy": {"internet": {"cidr": "300.1.1.1/8"}}},
+        {"networkPolicy": {"internet": {"cidr": "10.0.0.0/33"}}},
     ],
     ids=str,
 )
@@ -246,12 +265,42 @@ def test_a_value_that_cannot_be_meant_is_refused(values: dict[str, Any]) -> None
         ({"redis": {"tls": {"enabled": True}}}, "redis.tls.existingSecret"),
         ({"artifacts": {"kind": "object"}}, "artifacts.object.uri"),
         ({"networkPolicy": {"dns": {"namespaces": []}}}, "networkPolicy.dns"),
+        ({"api": {"service": {"type": "LoadBalancer"}}}, "networkPolicy.apiFromCidrs"),
+        ({"ray": {"drainSeconds": 120}}, "ray.terminationSeconds"),
+        ({"ray": {"workerGroups": {"cpu": {"minReplicas": 5}}}}, "ray.workerGroups.cpu: minReplicas"),
+        ({"ray": {"workerGroups": {"cpu": {"enabled": False}}}}, "ray.workerGroups needs a group"),
     ],
     ids=str,
 )
 def test_what_is_needed_and_missing_is_asked_for(values: dict[str, Any], needed: str) -> None:
     with pytest.raises(helm.HelmRenderError, match=re.escape(needed)):
         texts(values)
+
+
+def test_what_yaml_could_take_for_something_else_is_rendered_as_meant() -> None:
+    """Helm's numbers are floats where they come by --reuse-values or a file: a million as 1e+06 is no whole number."""
+    values = {
+        "settings": {"rate_limit": 20_000_000.0, "max_jobs_per_key": 5},
+        "api": {"ingress": {"enabled": True, "host": "*.example.com", "tlsSecret": "cert"}},
+        "monitoring": {"dashboards": {"enabled": True, "folder": "Team: ML"}},
+    }
+    objects = render(values)
+    [api] = [pod for pod in pods(objects) if pod.where == "Deployment/dbserve-api"]
+    variables = {each["name"]: each.get("value") for each in next(api.containers()).spec["env"]}
+    assert (variables["DBSERVE_RATE_LIMIT"], variables["DBSERVE_MAX_JOBS_PER_KEY"]) == ("20000000", "5")
+    [ingress] = kinds(objects, "Ingress")
+    assert ingress["spec"]["rules"][0]["host"] == ingress["spec"]["tls"][0]["hosts"][0] == "*.example.com"
+    folders = {each["metadata"].get("annotations", {}).get("grafana_folder") for each in kinds(objects, "ConfigMap")}
+    assert "Team: ML" in folders
+
+
+def test_redis_restarts_for_what_it_reads_at_its_start_alone() -> None:
+    def notes(values: dict[str, Any]) -> dict[str, str]:
+        [redis] = kinds(render(values), "StatefulSet")
+        return redis["spec"]["template"]["metadata"]["annotations"]
+
+    assert notes({}) == notes({"api": {"replicas": 5}})
+    assert notes({}) != notes({"redis": {"maxmemory": "2gb"}})
 
 
 def test_settings_are_those_of_dbserve_but_for_what_the_chart_sets() -> None:

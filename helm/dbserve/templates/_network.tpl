@@ -83,7 +83,7 @@
 {{- define "dbserve.publicBlock" -}}
 {{- $block := include "dbserve.prefix" .cidr -}}
 {{- $except := list -}}
-{{- range concat .except (list "169.254.0.0/16" "fe80::/10" "fd00:ec2::/32" "fd20:ce::254/128") | uniq -}}
+{{- range concat .except (list "169.254.0.0/16" "fe80::/10" "100.100.100.200/32" "168.63.129.16/32" "192.0.0.192/32" "fd00:42::42/128" "fd00:c1::a9fe:a9fe/128" "fd00:ec2::/32" "fd20:ce::254/128") | uniq -}}
 {{- $left := include "dbserve.prefix" . -}}
 {{- if hasPrefix $left $block -}}
 {{- fail (printf "networkPolicy.internet.cidr is %s, of which %s leaves nothing: see except, podIdentity and extraEgress" $.cidr .) -}}

@@ -88,7 +88,7 @@ securityContext:
 {{- range $name, $value := $settings }}
 {{- if not (kindIs "invalid" $value) }}
 - name: DBSERVE_{{ upper $name }}
-  value: {{ $value | toString | quote }}
+  value: {{ kindIs "string" $value | ternary $value (toJson $value) | quote }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -15,6 +15,9 @@ livenessProbe:
 {{/* The template of a worker's pod; dict "root" "group". */}}
 {{- define "dbserve.workerPod" -}}
 {{- $names := dict "root" .root "component" "ray-worker" -}}
+{{- if ge (int .root.Values.ray.drainSeconds) (int .root.Values.ray.terminationSeconds) }}
+{{- fail "ray.drainSeconds must be less than ray.terminationSeconds: a pod would be killed before its last checkpoint" }}
+{{- end }}
 metadata:
   labels: {{ include "dbserve.labels" $names | nindent 4 }}
   annotations:
@@ -70,5 +73,5 @@ spec:
 
 {{- define "dbserve.gcsRedis" -}}
 {{- $url := urlParse (include "dbserve.redisUrl" .) -}}
-{{- ternary "rediss://" "" (eq $url.scheme "rediss") -}}{{ $url.host }}
+{{- ternary "rediss://" "" (eq $url.scheme "rediss") -}}{{ $url.host }}{{ if not (regexMatch ":[0-9]+$" $url.host) }}:6379{{ end }}
 {{- end }}
