@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -37,6 +38,11 @@ class Row:
         """One a size."""
         said = self.said or (None,) * len(self.measured)
         return [self._cell(found, paper) for found, paper in zip(self.measured, said, strict=True)]
+
+    def missed(self) -> list[str]:
+        """What was more than it may be, in words."""
+        most = self.most if self.most is not None else float("inf")
+        return [f"{self.what}: {short(found)}, at most {short(most)}" for found in self.measured if found > most]
 
     def _cell(self, found: float, paper: float | None) -> str:
         missed = " (missed)" if self.most is not None and found > self.most else ""
@@ -125,9 +131,9 @@ def cautions(found: Sequence[Measured]) -> list[str]:
     return said
 
 
-def markdown(scales: Sequence[Scale], found: Sequence[Measured], facts: Mapping[str, str]) -> str:
+def markdown(scales: Sequence[Scale], rows: Sequence[Row], found: Sequence[Measured], facts: Mapping[str, str]) -> str:
     head = ["simulated workers", *(f"{scale.workers:,}" for scale in scales)]
-    lines = [head, ["---", *("--:" for _ in scales)], *([row.what, *row.cells()] for row in rows_of(scales, found))]
+    lines = [head, ["---", *("--:" for _ in scales)], *([row.what, *row.cells()] for row in rows)]
     table = ["| " + " | ".join(line) + " |" for line in lines]
     said = [f"- {caution}" for caution in cautions(found)]
     where = ", ".join(f"{name} {value}" for name, value in facts.items())
@@ -149,12 +155,15 @@ def main() -> None:
     names = ("redis", "fastapi", "uvicorn", "pydantic")
     facts = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version()}
     facts |= {name: version(name) for name in names}
-    page = markdown(scales, found, facts)
+    rows = rows_of(scales, found)
+    page = markdown(scales, rows, found, facts)
     chosen.output.mkdir(parents=True, exist_ok=True)
     document = {"measured": [each.document() for each in found], **facts}
     (chosen.output / "scale.json").write_text(json.dumps(document, indent=1) + "\n")
     (chosen.output / "scale.md").write_text(page)
     print(page)
+    if missed := [said for row in rows for said in row.missed()]:
+        sys.exit("\n".join(missed))
 
 
 if __name__ == "__main__":

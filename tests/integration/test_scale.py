@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis as redis_sync
 
-from benchmarks.scale import markdown, rows_of
+from benchmarks.scale import Row, markdown, rows_of
 from benchmarks.scaling import model
 from benchmarks.scaling.pace import Pace
 from benchmarks.scaling.simulation import Measured, Scale, simulate
@@ -64,8 +64,8 @@ def test_what_jobs_take_in_redis_is_what_the_model_says(simulated: Measured) -> 
 
 
 def test_every_figure_stands_beside_what_the_model_says(simulated: Measured) -> None:
-    page = markdown([SMALL], [simulated], {"machine": "this one"})
     rows = rows_of([SMALL], [simulated])
+    page = markdown([SMALL], rows, [simulated], {"machine": "this one"})
     assert page.count("\n| ") == len(rows) + 2, "with the head"
     beats = next(row for row in rows if row.what == "heartbeats /s")
     assert beats.said == (20.0,)
@@ -103,3 +103,8 @@ async def test_the_model_counts_the_commands_of_each_operation(store: JobStore, 
         await store.history.append_logs(run, [Said(now, "info", "said")])
     with counting(redis_socket, model.POINT_BATCH):
         await store.courses.append(run, [point])
+
+
+def test_a_figure_that_is_more_than_it_may_be_is_named_and_ends_the_benchmark() -> None:
+    assert Row("a request, p99, ms", (90.0, 130.0), most=100.0).missed() == ["a request, p99, ms: 130, at most 100"]
+    assert Row("heartbeats /s", (1e9,)).missed() == []
