@@ -74,7 +74,7 @@ def _train(call: Call, letter: Letter, open_rows: OpenRows, line: Line) -> None:
     sharded = is_sharded(letter.spec, call.size)
     store = joined_store(call.host, call.store_port, call.size, call.secret)
     line.send(Word(kind="ready"))
-    with together(store, call.rank, call.size, device, host=call.host, registered=sharded) as workers:
+    with together(store, call.rank, call.size, device, host=line.here, registered=sharded) as workers:
         orders = Orders(letter.spec, letter.plan, letter.task, train, validation=validation)
         captures = Captures(workers)
         for report in training(shared_start(letter, orders, workers), device, workers):

@@ -50,6 +50,11 @@ class Line:
         self._connection = connection
         self._sending = threading.Lock()
 
+    @property
+    def here(self) -> str:
+        """This machine's address, as the other end sees it."""
+        return str(self._connection.getsockname()[0])
+
     def send(self, said: BaseModel) -> None:
         """Raises OSError where the other end is gone, or takes nothing for as long as silence may last."""
         frame = said.model_dump_json().encode()

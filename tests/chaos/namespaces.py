@@ -10,11 +10,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 STOP_SECONDS = 20.0
 
 
-def missing() -> str | None:
-    """Why there can be no namespaces here."""
+def require() -> None:
+    """Skips the test where there can be no namespaces; fails it where there have to be."""
+    why = _missing()
+    if why is not None and os.environ.get("DBSERVE_REQUIRE_SERVERS"):
+        pytest.fail(why)
+    if why is not None:
+        pytest.skip(why)
+
+
+def _missing() -> str | None:
+    """Why there can be none here."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     for program in ("ip", "unshare", "mount"):
