@@ -1,6 +1,6 @@
 """API keys: found by id, changed under WATCH. Of their secrets the store knows digests alone."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, cast
 
 from redis.asyncio import Redis
@@ -13,6 +13,7 @@ from dbserve.store.codec import brief
 from dbserve.store.connection import reaching_redis, transaction
 
 MOST_KEYS = 100  # of one project, that are neither revoked nor expired
+ENDED_KEPT = 200  # of one project: the last that have ended
 KEPT_SECONDS = 90 * 24 * 3600.0  # how long one that has ended is still shown
 
 
@@ -58,7 +59,7 @@ class ApiKeys:
         ]
 
     async def add(self, key: ApiKey) -> None:
-        """Harmless to repeat. Those that ended long ago go. Raises TooManyKeys."""
+        """Harmless to repeat. Those that ended long ago go, and all but the project's last. Raises TooManyKeys."""
 
         async def attempt(pipe: Pipeline) -> None:
             raws = await cast(Awaitable[list[str]], pipe.hvals(keys.API_KEYS))
@@ -66,12 +67,12 @@ class ApiKeys:
             live = sum(other.ended_at(key.created_at) is None for other in others if other.project == key.project)
             if live >= MOST_KEYS:
                 raise TooManyKeys(f"project {key.project} has {live} API keys, and may have {MOST_KEYS}")
-            old = [other.id for other in others if _long_over(other, key.created_at)]
+            forgotten = _forgotten(others, key.project, key.created_at)
             pipe.multi()
             pipe.hset(keys.API_KEYS, key.id, brief(key))
             pipe.set(keys.API_KEYS_MADE, "1")
-            for name in (keys.API_KEYS, keys.API_KEYS_USED) if old else ():
-                pipe.hdel(name, *old)
+            for name in (keys.API_KEYS, keys.API_KEYS_USED) if forgotten else ():
+                pipe.hdel(name, *forgotten)
             await pipe.execute()
 
         await transaction(self._redis, [keys.API_KEYS], attempt)
@@ -118,6 +119,8 @@ class ApiKeys:
         return await transaction(self._redis, [keys.API_KEYS], attempt)
 
 
-def _long_over(key: ApiKey, now: float) -> bool:
-    ended = key.ended_at(now)
-    return ended is not None and now - ended > KEPT_SECONDS
+def _forgotten(known: Iterable[ApiKey], project: str, now: float) -> set[str]:
+    """Ids of keys that ended long ago, and of those of the project that ended before its last ENDED_KEPT."""
+    ended = sorted((at, key.id, key.project) for key in known if (at := key.ended_at(now)) is not None)
+    long_over = {key_id for at, key_id, _ in ended if now - at > KEPT_SECONDS}
+    return long_over | set([key_id for _, key_id, of in ended if of == project][:-ENDED_KEPT])

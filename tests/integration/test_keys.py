@@ -241,6 +241,24 @@ async def test_keys_that_ended_long_ago_are_forgotten(http: httpx.AsyncClient, s
     assert lately[4:16] in shown
 
 
+async def test_of_a_projects_ended_keys_the_last_are_kept_and_none_of_anothers_go(
+    http: httpx.AsyncClient, store: JobStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dbserve.store.api_keys.ENDED_KEPT", 3)
+    now = time.time()
+    others = [await a_key(store, "blue", revoked_at=now - 1000.0 - ago) for ago in range(3)]
+    ended: dict[float, str] = {}
+    for ago in (30.0, 50.0, 10.0, 40.0, 20.0):
+        ended[ago] = (await a_key(store, "red", expires_at=now - ago))[4:16]
+        await store.api_keys.used(ended[ago], at=now)
+    live = await made(http, project="red")
+    kept = {ended[ago] for ago in (10.0, 20.0, 30.0)}
+    assert {found.key.id for found in await store.api_keys.of_project("red")} == {*kept, live["id"]}
+    assert len(await store.api_keys.of_project("blue")) == len(others)
+    used = await redis.hkeys(keys.API_KEYS_USED)  # type: ignore[misc]
+    assert set(used) == kept
+
+
 async def test_a_caller_learns_who_it_is(http: httpx.AsyncClient, store: JobStore) -> None:
     key = await a_key(store, "red", (Scope.READ,))
     me = (await http.get("/v1/me", headers=bearer(key))).json()
