@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -14,6 +16,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 MAX_BLOCKS = 64
@@ -26,6 +29,27 @@ LEAST_NOISE = (
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")]
 Label = Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$|^$")]
+
+AS_STORED = "as stored"  # the context of validation of what an earlier version may have taken: it can still be read
+_RAY_WORD = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"  # Ray's own pattern, which is Kubernetes'
+
+
+def _of_ray(pattern: str) -> tuple[AfterValidator, FieldInfo]:
+    """Ray is asked for nodes by labels that match, and refuses a request in which any does not."""
+    known = re.compile(pattern)
+
+    def matching(text: str, info: ValidationInfo) -> str:
+        if info.context != AS_STORED and not known.fullmatch(text):
+            raise PydanticCustomError(
+                "string_pattern_mismatch", "String should match pattern '{pattern}'", {"pattern": pattern}
+            )
+        return text
+
+    return AfterValidator(matching), Field(json_schema_extra={"pattern": pattern})
+
+
+NodeLabelKey = Annotated[Label, *_of_ray(rf"^({_RAY_WORD}/)?{_RAY_WORD}$")]
+NodeLabel = Annotated[Label, *_of_ray(rf"^({_RAY_WORD})?$")]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 # Keys that came after the first digests were kept: at their defaults they leave a job's digest as it was.
@@ -227,8 +251,8 @@ class ResourcesSpec(Strict, frozen=True):
     placement: Literal["pack", "spread"] | None = Field(
         default=None, description="fill a node before the next, or use as many as there are; null: the scheduler's way"
     )
-    gpu_type: Label | None = Field(default=None, min_length=1, description="as Ray calls it (its accelerator type)")
-    node_labels: dict[Label, Label] = Field(
+    gpu_type: NodeLabel | None = Field(default=None, min_length=1, description="as Ray calls it (its accelerator type)")
+    node_labels: dict[NodeLabelKey, NodeLabel] = Field(
         default_factory=dict, max_length=32, description="that a node must have, each with this very value"
     )
 

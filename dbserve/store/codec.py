@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from dbserve.contracts.job import AS_STORED
+
 Model = TypeVar("Model", bound=BaseModel)
 
 _PACKED = "z:"  # JSON never begins so
@@ -23,6 +25,5 @@ def packed(model: BaseModel) -> str:
 
 def unpacked(kind: type[Model], text: str) -> Model:
     """What packed() wrote, or plain JSON, as the first schema had it."""
-    if text.startswith(_PACKED):
-        return kind.model_validate_json(zlib.decompress(base64.b64decode(text[len(_PACKED) :])))
-    return kind.model_validate_json(text)
+    packed_or_not = zlib.decompress(base64.b64decode(text[len(_PACKED) :])) if text.startswith(_PACKED) else text
+    return kind.model_validate_json(packed_or_not, context=AS_STORED)

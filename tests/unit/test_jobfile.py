@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray._private.label_utils import LABEL_REGEX, validate_label_selector
 
 from dbserve.contracts.job import JobSpec
 from dbserve.errors import Fault, SpecInvalid
@@ -87,6 +88,10 @@ def test_a_byte_order_mark_is_no_part_of_the_job() -> None:
         (job(data={"uri": "x", "vocabulary": "bytes", "tokenizer": "y"}), "/data/tokenizer", "value_error"),
         (job(evaluation={"baselines": ["shallow", "shallow"]}), "/evaluation/baselines", "value_error"),
         (job(evaluation={"rows": 1}), "/evaluation/rows", "greater_than_equal"),
+        (job(resources={"node_labels": {"a/b/c": "x"}}), "/resources/node_labels/a~1b~1c", "string_pattern_mismatch"),
+        (job(resources={"node_labels": {"": "x"}}), "/resources/node_labels/", "string_pattern_mismatch"),
+        (job(resources={"node_labels": {"zone": "a/b"}}), "/resources/node_labels/zone", "string_pattern_mismatch"),
+        (job(resources={"gpus_per_block": 1.0, "gpu_type": "a/b"}), "/resources/gpu_type", "string_pattern_mismatch"),
         (job(labels={"a/b": 3}), "/labels/a~1b", "string_type"),
         (job(name="\ud800"), "/name", "malformed"),
         (job(**{"\ud800": 1}), "", "malformed"),
@@ -200,3 +205,19 @@ def test_relative_uris_mean_files_next_to_the_job_file(tmp_path: Path) -> None:
 def test_a_spec_that_was_read_reads_back_from_its_own_json() -> None:
     spec = parse_job(YAML.encode(), "yaml")
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+LABELS = st.text("aZ9._-/ ", max_size=8)
+
+
+@given(LABELS, LABELS)
+def test_labels_of_nodes_are_taken_if_ray_takes_them_in_a_request_for_nodes(key: str, value: str) -> None:
+    spec = job(resources={"node_labels": {key: value}})
+    try:
+        parse_job(spec, "json")
+    except SpecInvalid:
+        prefix, slash, _ = key.rpartition("/")
+        if not slash or LABEL_REGEX.fullmatch(prefix):  # of prefixes Ray takes what no node could have: a..b
+            assert validate_label_selector({key: value}) is not None
+    else:
+        assert validate_label_selector({key: value}) is None
