@@ -111,7 +111,10 @@ def whoami(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
 @commands.command()
 def audit(
     deployment: Annotated[
-        bool, typer.Option("--deployment", help="Instead, what is no project's: attempts without a good key, ...")
+        bool, typer.Option("--deployment", help="Instead, what was done to the deployment: keys of project *, ...")
+    ] = False,
+    strangers: Annotated[
+        bool, typer.Option("--strangers", help="Instead, what came with a key that does not open.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many of the last entries.")] = 100,
     url: Url = DEFAULT_URL,
@@ -124,7 +127,7 @@ def audit(
     from dbserve.cli_print import moment, print_json_page, print_table
 
     with connected(url, api_key) as client:
-        found = tuple(islice(client.keys.audit(deployment=deployment), limit))
+        found = tuple(islice(client.keys.audit(deployment=deployment, strangers=strangers), limit))
     if as_json:
         print_json_page(found)
         return

@@ -55,7 +55,11 @@ class Keys:
         """What the client's own key may do, and where."""
         return self._parsed(CallerView, self._request("GET", "/v1/me"))
 
-    def audit(self, *, deployment: bool = False) -> Iterator[AuditView]:
-        """What was changed in the project, or refused, newest first; with `deployment`, what is no project's."""
-        asked: dict[str, object] = {"limit": 1000, **({"deployment": True} if deployment else {})}
+    def audit(self, *, deployment: bool = False, strangers: bool = False) -> Iterator[AuditView]:
+        """What was changed in the project, or refused, newest first.
+
+        With `deployment`, what was done to the deployment; with `strangers`, what came with a key that does not open.
+        """
+        asked: dict[str, object] = {"limit": 1000}
+        asked |= {name: True for name, given in (("deployment", deployment), ("strangers", strangers)) if given}
         return self._pages(Page[AuditView], "/v1/audit", asked)

@@ -12,7 +12,7 @@ from dbserve.api.views import utc
 from dbserve.contracts.audit import AuditEntry, AuditView
 from dbserve.contracts.key import ALL_PROJECTS
 from dbserve.contracts.views import Page
-from dbserve.errors import ProjectForbidden
+from dbserve.errors import ConfigInvalid, ProjectForbidden
 
 router = APIRouter(prefix="/v1/audit", tags=["keys"])
 
@@ -22,18 +22,22 @@ class AuditQuery(BaseModel, extra="forbid"):
     after: str | None = Field(
         default=None, pattern=r"^[0-9]{1,18}-[0-9]{1,18}$", description="`next` of the page before"
     )
-    deployment: bool = Field(default=False, description="instead, what is no project's")
+    deployment: bool = Field(default=False, description="instead, what was done to the deployment")
+    strangers: bool = Field(default=False, description="instead, what came with a key that does not open")
 
 
 @router.get("", responses=problems())
 async def list_audit(caller: Asking, store: Store, query: Annotated[AuditQuery, Query()]) -> Page[AuditView]:
     """Every request of the project that changed something or was refused to, newest first; the last 20,000.
 
-    With `deployment`, for keys of the whole deployment: what was done to such keys, and what came without a good key.
+    For keys of the whole deployment: with `deployment` what was done to such keys, with `strangers` what came with a
+    key that does not open, 60 entries a minute and address (IPv6: /64). Each is a log of its own.
     """
-    if query.deployment and not caller.every_project:
+    if query.deployment and query.strangers:
+        raise ConfigInvalid("give deployment or strangers, not both", "/query/strangers", code="invalid_parameter")
+    if (query.deployment or query.strangers) and not caller.every_project:
         raise ProjectForbidden("what is no project's is shown to keys of the whole deployment")
-    of = ALL_PROJECTS if query.deployment else caller.project
+    of = None if query.strangers else ALL_PROJECTS if query.deployment else caller.project
     found, following = await store.audit.page(of, limit=query.limit, after=query.after)
     return Page(
         data=tuple(_view(entry_id, entry) for entry_id, entry in found),

@@ -1,7 +1,7 @@
 """Notes every request that changes something, or was refused to, before it is answered.
 
-The stream in Redis has what somebody with a key did, and so many bad keys a minute; the process log has the rest, too:
-whoever has no key is to wash no stream clean, and to cost no write.
+The streams in Redis have what somebody with a key did, and, apart from it, so many bad keys a minute; the process log
+has the rest, too: whoever has no key is to wash nobody's entries away, and who sends none is to cost no write.
 """
 
 import logging
@@ -65,7 +65,7 @@ class Auditing:
             return
         state = State(cast("dict[str, Any]", scope["state"]))
         identity = identity_of(state)
-        project = ALL_PROJECTS if identity is None else _project(identity.home, state)
+        project = None if identity is None else _project(identity.home, state)
         entry = AuditEntry(
             at=self._clock(),
             key_id=None if identity is None else identity.key_id,
@@ -76,7 +76,7 @@ class Auditing:
             status=status,
             request_id=state.request_id,
         )
-        log.info("audit", extra={"project": project, **entry.model_dump(exclude={"at", "request_id"})})
+        log.info("audit", extra={"project": project or ALL_PROJECTS, **entry.model_dump(exclude={"at", "request_id"})})
         if status == TOO_MANY or not is_known(state):
             return
         try:

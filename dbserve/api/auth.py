@@ -1,6 +1,7 @@
 """What stands before every route that asks for a key: who is it, how often did it come, may it do this, and where."""
 
 import contextlib
+import ipaddress
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, cast
@@ -19,6 +20,7 @@ from dbserve.errors import ConfigInvalid, ForeignRequest, ProjectForbidden, Rate
 from dbserve.store.rates import WINDOW_SECONDS, Rate
 
 FAILURES_A_MINUTE = 60  # keys that do not open, of one address
+IPV6_PREFIX = 64  # bits: who has one IPv6 address has all of such a network
 _PROJECT = re.compile(PROJECT)
 
 _bearer = HTTPBearer(
@@ -128,12 +130,28 @@ async def _count_request(request: Request, services: Services, key_id: str) -> N
 async def _count_failure(request: Request, services: Services) -> None:
     """Raises RateLimited for an address whose keys did not open too often; a good key is let in from there, too."""
     address = request.client.host if request.client else "unknown"
-    rate = await _counted(services, f"address:{address}", FAILURES_A_MINUTE)
+    rate = await _counted(services, f"address:{counted_as(address)}", FAILURES_A_MINUTE)
     if rate is not None and not rate.allowed:
         raise RateLimited(
-            f"{FAILURES_A_MINUTE} requests a minute from one address may come with a key that does not open", rate.wait
+            f"{FAILURES_A_MINUTE} requests a minute from one address (IPv6: one /{IPV6_PREFIX}) may come with a key "
+            "that does not open",
+            rate.wait,
         )
     noted(request).counted = rate is not None
+
+
+def counted_as(address: str) -> str:
+    """What stands for an address where addresses are counted: its network for IPv6, or else itself."""
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:  # of a unix socket, or what a proxy says
+        return address
+    if known.version == 4:
+        return str(known)
+    if known.ipv4_mapped is not None:  # as a socket for both kinds shows IPv4: its network would be all of that
+        return str(known.ipv4_mapped)
+    host_bits = 128 - IPV6_PREFIX
+    return f"{ipaddress.IPv6Address(int(known) >> host_bits << host_bits)}/{IPV6_PREFIX}"
 
 
 async def _counted(services: Services, what: str, limit: int) -> Rate | None:

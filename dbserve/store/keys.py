@@ -26,6 +26,7 @@ EVERY_REQUEST = "dbserve:idempotency:*"
 API_KEYS = "dbserve:keys"  # hash: id -> ApiKey
 API_KEYS_USED = "dbserve:keys:used"  # hash: id -> unix seconds
 API_KEYS_MADE = "dbserve:keys:made"  # set with the first key, and never again removed
+AUDIT_STRANGERS = "dbserve:audit:*:strangers"  # as audit(): who came with a key that does not open
 LIMITS = "dbserve:limit"  # counts of requests, by what is limited and the minute
 
 
@@ -82,7 +83,7 @@ def models_of(project: str) -> str:
 
 
 def audit(project: str) -> str:
-    """Stream of AuditEntry; that of "*" has what belongs to no project."""
+    """Stream of AuditEntry; that of "*" has what was done to the deployment."""
     return f"dbserve:audit:{project}"
 
 

@@ -25,6 +25,7 @@ FIXED = {
     keys.API_KEYS,
     keys.API_KEYS_USED,
     keys.API_KEYS_MADE,
+    keys.AUDIT_STRANGERS,
 }
 OF_A_PROJECT = re.compile(r"dbserve:(project:[a-z0-9-]+:(jobs|models)|audit:([a-z0-9-]+|\*))")
 OF_A_JOB = re.compile(r"dbserve:job:(\w+)(:tasks|:progress|:events|:logs|:course:[\w-]+)?")

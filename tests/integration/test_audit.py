@@ -82,10 +82,29 @@ async def test_attempts_with_a_bad_key_are_no_projects_and_are_shown_to_the_oper
     for key in ("garbage", red[:-1] + ("0" if red[-1] != "0" else "1")):
         assert (await ask(http, ("DELETE", "/v1/jobs/{job_id}"), UNKNOWN, key)).status_code == 401
     assert await entries(http, red) == []
-    found = await entries(http, BOOTSTRAP, "?deployment=true")
+    found = await entries(http, BOOTSTRAP, "?strangers=true")
     assert [(one["status"], one["key_id"], one["route"]) for one in found] == [(401, None, "/v1/jobs/{job_id}")] * 2
-    refused = await http.get("/v1/audit?deployment=true", headers=bearer(red))
-    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden_project")
+    for whose in ("deployment", "strangers"):
+        refused = await http.get(f"/v1/audit?{whose}=true", headers=bearer(red))
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden_project")
+    both = await http.get("/v1/audit?strangers=true&deployment=true", headers=bearer(BOOTSTRAP))
+    assert (both.status_code, both.json()["errors"][0]["pointer"]) == (422, "/query/strangers")
+
+
+async def test_strangers_of_any_number_of_addresses_wash_no_act_of_an_operator_away(
+    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dbserve.store.audit.KEPT", 1)
+    whole = {"name": "k", "scopes": ["read"], "project": ALL_PROJECTS}
+    assert (await http.post("/v1/keys", json=whole, headers=bearer(BOOTSTRAP))).status_code == 201
+    for number in range(250):  # Redis trims whole nodes of a hundred
+        transport = httpx.ASGITransport(app, client=(f"2001:db8:0:{number:x}::1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as stranger:
+            assert (await stranger.delete("/v1/jobs/x", headers=bearer("garbage"))).status_code == 401
+    assert [one["status"] for one in await entries(http, BOOTSTRAP, "?deployment=true")] == [201]
+    theirs = await entries(http, BOOTSTRAP, "?strangers=true&limit=1000")
+    assert 0 < len(theirs) < 250, "theirs are trimmed"
+    assert theirs[0]["address"] == "2001:db8:0:f9::1", "the whole address is told"
 
 
 async def test_who_sends_no_key_writes_nothing_into_redis_and_is_in_the_process_log(
@@ -102,7 +121,8 @@ async def test_who_sends_no_key_writes_nothing_into_redis_and_is_in_the_process_
     assert statuses == [404, 405, 415, 413, 401]
     told = [record.__dict__["status"] for record in caplog.records if record.message == "audit"]
     assert told == statuses
-    assert await entries(http, BOOTSTRAP, "?deployment=true") == []
+    for whose in ("deployment", "strangers"):
+        assert await entries(http, BOOTSTRAP, f"?{whose}=true") == []
 
 
 async def test_an_operators_act_stands_in_the_log_of_the_project_that_it_touches(

@@ -74,6 +74,24 @@ async def test_an_address_whose_keys_do_not_open_is_told_to_wait_but_a_good_key_
         assert (await http.get("/v1/jobs")).status_code == 401
 
 
+async def test_who_has_an_ipv6_network_has_one_address_and_who_comes_by_ipv4_has_its_own(
+    redis_url: str, api_directory: Path, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dbserve.api.auth.FAILURES_A_MINUTE", 2)
+    app = create_app(settings(redis_url, api_directory, api_key=BOOTSTRAP), store)
+
+    async def answered(address: str) -> int:
+        async with asking(app, "garbage", address) as http:
+            return (await http.get("/v1/jobs")).status_code
+
+    same = ["2001:db8:0:7::1", "2001:db8:0:7:ffff::2", "2001:DB8:0:7::3"]
+    assert [await answered(address) for address in same] == [401, 401, 429]
+    assert await answered("2001:db8:0:8::1") == 401, "the next network"
+    mapped = ["::ffff:192.0.2.1", "::ffff:192.0.2.1", "192.0.2.1"]
+    assert [await answered(address) for address in mapped] == [401, 401, 429]
+    assert await answered("::ffff:192.0.2.2") == 401, "as a socket for both kinds shows another IPv4 address"
+
+
 async def test_those_who_send_no_key_lock_nobody_out(redis_url: str, api_directory: Path, store: JobStore) -> None:
     async with asking(create_app(settings(redis_url, api_directory, api_key=BOOTSTRAP), store), "garbage") as http:
         for _ in range(FAILURES_A_MINUTE):
