@@ -87,7 +87,7 @@ async def create_key(request: Request, caller: Asking, asked: Asked, services: W
 async def list_keys(caller: Asking, store: Store) -> Page[KeyView]:
     """Keys of the project, oldest first; for a key of the deployment, unless the request names a project, every key.
 
-    Those that have ended are shown for 90 days.
+    Those that have ended are shown for 90 days, and of a project the last 200 of them.
     """
     return Page(data=tuple(map(_view, await store.api_keys.of_project(caller.keys_of))))
 
