@@ -20,18 +20,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dbserve.contracts.cluster import Capacity, Demand, Growth, Node, Presence, Resources
 from dbserve.contracts.status import Reason, Run, Task
 from dbserve.errors import ClusterUnavailable, StartupRefused
-from dbserve.growing import Asking
+from dbserve.growing import VERDICT_SECONDS, Asking
 from dbserve.settings import Settings, is_loopback
 from workers.actor import BlockActor, WorkerConfig
 from workers.presence import end, look
 
+log = logging.getLogger(__name__)
+
 GPU_TYPE_LABEL = "ray.io/accelerator-type"
 GPU_TYPE = "accelerator_type:"  # begins the name of a resource that every node with such a GPU has
 ASK_AGAIN_SECONDS = 30.0  # Ray's books may have been lost with its head
-VERDICT_SECONDS = 6.0  # between two looks at what the autoscaler makes of it; it works every five
 _WHO_IS_THERE = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 STRANGER_SECONDS = 10.0  # for Ray to turn a stranger away
-LOOK_SECONDS = 2.0  # for another node to say what it sees; later it is asked again
+LOOK_SECONDS = 2.0  # for another node to say what it sees; then it is not known, until it does
+POLL_SECONDS = 0.01  # for what it says to be fetched
 REMEMBERED_WORKERS = 4096  # whose death may still be explained
 
 
@@ -49,7 +51,8 @@ class RayCluster:
             Run, Any
         ] = {}  # what Ray promised of work(); it never ends well, since the process ends first
         self._living: frozenset[str] | None = None  # nodes, at the last look; None: there was none
-        self._looks: dict[Run, Any] = {}  # what other nodes have been asked and have not answered
+        # what other nodes have been asked and have not answered, and when (monotonic seconds)
+        self._looks: dict[Run, tuple[Any, float]] = {}
 
     @classmethod
     def connect(cls, settings: Settings, deployment: str) -> Self:
@@ -142,13 +145,14 @@ class RayCluster:
             return
         if task.node == socket.gethostname():
             end(task.pid, task.born)
-        elif task.node_id is not None and self._node_lives(task.node_id):
+        elif task.node_id is not None and task.run not in self._looks and self._node_lives(task.node_id):
             _on_node(task.node_id, _END).remote(task.pid, task.born)
 
     def presence(self, task: Task) -> Presence:
-        """Whether the worker of `task` still has its process, and the GPU it held. Takes LOOK_SECONDS at most.
+        """Whether the worker of `task` still has its process, and the GPU it held. Waits for nobody.
 
-        UNKNOWN: its node is dead in Ray's books, which the process may survive, or has not answered yet.
+        ASKED: its node was asked less than LOOK_SECONDS ago, and has not answered yet. UNKNOWN: it has not for longer,
+        or is dead in Ray's books, which the process may survive.
         """
         if task.pid is None:
             return Presence.PRESENT if task.run in self.alive() else Presence.GONE
@@ -158,15 +162,16 @@ class RayCluster:
         if task.node_id is None or not self._node_lives(task.node_id):
             self._looks.pop(task.run, None)
             return Presence.UNKNOWN
-        seconds = 0.01 if task.run in self._looks else LOOK_SECONDS
         if task.run not in self._looks:
-            self._looks[task.run] = _on_node(task.node_id, _LOOK).remote(task.pid, task.born, gpu=gpu)
+            question = _on_node(task.node_id, _LOOK).remote(task.pid, task.born, gpu=gpu)
+            self._looks[task.run] = question, time.monotonic()
             _forget_the_oldest(self._looks)
+        question, asked_at = self._looks[task.run]
         try:
             with _reaching_ray():
-                answer = ray.get(self._looks[task.run], timeout=seconds)
-        except ray.exceptions.GetTimeoutError:
-            return Presence.UNKNOWN  # the same question stands
+                answer = ray.get(question, timeout=POLL_SECONDS)
+        except ray.exceptions.GetTimeoutError:  # the same question stands
+            return Presence.ASKED if time.monotonic() - asked_at < LOOK_SECONDS else Presence.UNKNOWN
         except ray.exceptions.RayError:
             answer = Presence.UNKNOWN
         del self._looks[task.run]
@@ -203,7 +208,12 @@ class RayCluster:
             bundles = [_bundle(demand) for demand in wanted for _ in range(demand.count)]
             selectors = [_selector(demand) for demand in wanted for _ in range(demand.count)]
             is_autoscaler_v2(fetch_from_server=True)  # which Ray would remember from before there was one
-            request_resources(bundles=bundles, bundle_label_selectors=selectors)
+            try:
+                request_resources(bundles=bundles, bundle_label_selectors=selectors)
+            except ValueError as refused:  # of a label that it could not be, which an earlier version took
+                log.warning("Ray does not take a request for nodes: %s", refused)
+                self._asking.refused(now)
+                return
         self._asked_for = wanted, now
 
     def _node_lives(self, node_id: str) -> bool:
@@ -230,7 +240,7 @@ def _node(node: dict[str, Any], draining: dict[str, int], now: float) -> Node:
 
 
 def _bundle(demand: Demand) -> dict[str, float]:
-    told = demand.resources.told
+    told = demand.resources.reserved
     return {name: count for name, count in (("CPU", told.cpus), ("GPU", told.gpus)) if count}
 
 

@@ -5,7 +5,7 @@ which of the node's GPUs it gets; which one that was, a worker says when it begi
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush, heapreplace
 from math import ceil
@@ -60,6 +60,8 @@ class _Page:
         self.gpus = [1.0] * int(node.resources.gpus + _EPS)  # free of each
         self.workers = Counter[str]()  # of each job
         self._known: dict[str, int] = {}  # places of the GPUs whose names were heard
+        self._kept_cpus = 0.0  # of what is taken: kept for who waits
+        self._kept_gpus = [0.0] * len(self.gpus)
 
     def room(self, held: Resources) -> int:
         """How many replicas it has room for."""
@@ -80,6 +82,20 @@ class _Page:
         share = held.gpus if held.gpus < 1.0 else 1.0
         for place in self._places(held.gpus, names):
             self.gpus[place] -= share
+
+    def keep(self, held: Resources, job_id: str) -> None:
+        """Takes it for one that waits."""
+        before = list(self.gpus)
+        self.take(held, job_id)
+        self._kept_cpus += held.cpus
+        self._kept_gpus = [kept + had - has for kept, had, has in zip(self._kept_gpus, before, self.gpus, strict=True)]
+
+    def in_use(self) -> "_Page":
+        """The same without what is kept."""
+        page = _Page(self.node)
+        page.cpus = self.cpus + self._kept_cpus
+        page.gpus = [free + kept for free, kept in zip(self.gpus, self._kept_gpus, strict=True)]
+        return page
 
     def _places(self, count: float, names: Sequence[str]) -> list[int]:
         if count <= 0.0 or not self.gpus:
@@ -158,9 +174,21 @@ class Books:
             if not able:
                 return
             page = max(able, key=lambda page: (page.free_gpus if ask.resources.gpus else 0.0, page.cpus))
-            self._take(page, ask.resources, job_id)
+            page.keep(ask.resources, job_id)
             if not page.open:
+                self._open.discard(page)
                 able.remove(page)
+
+    def full_nodes(self, asks: Collection[Ask]) -> Iterator[Node]:
+        """Nodes that stay, are in use, and have no room for any of these tasks, whatever is kept for whom; and those
+        that do not answer."""
+        for page in self._pages.values():
+            node, now = page.node, page.in_use()
+            used = now.cpus < node.resources.cpus - _EPS
+            if not node.draining and (
+                node.silent or (used and not any(ask.admits(node) and now.room(ask.resources) for ask in asks))
+            ):
+                yield node
 
     def free(self, node_id: str) -> Resources:
         """Of a node; below zero where more is held than it has."""

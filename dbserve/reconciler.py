@@ -261,6 +261,7 @@ class Reconciler:
         presence = await asyncio.to_thread(self._cluster.presence, task)
         if presence is Presence.PRESENT:
             log.warning("%s: its process is still there", task.run)
+        if presence in {Presence.PRESENT, Presence.ASKED}:
             return  # met again at the next tick
         if presence is Presence.UNKNOWN and not self._silent(task):
             return  # its node cannot be asked; by the end of its lease it has fenced itself

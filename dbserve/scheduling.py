@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
+from heapq import heapify, heappop, heapreplace
 
 from dbserve.contracts.cluster import Capacity, Demand, Node, Resources
 from dbserve.contracts.plan import TRAINED
@@ -30,6 +31,7 @@ from dbserve.contracts.status import (
     TaskEvent,
     TaskState,
 )
+from dbserve.growing import MOST_WAITING, admitted, demands, whole_nodes
 from dbserve.lifecycle import backoff_seconds, broken_need, can_start
 from dbserve.placement import Ask, Books, ask_of, nodes_of, resources_of, shortfall
 from dbserve.sight import Silence
@@ -37,7 +39,6 @@ from dbserve.sight import Silence
 START_SECONDS = 300.0  # from a worker's launch to its first word
 LAST_SECONDS = 3.0  # before a node goes, for the reconciler to kill what is left and to write it down
 MOST_KEPT = 16  # tasks that wait, and have room kept for them
-MOST_WAITING = 1000  # tasks that wait, and of which an autoscaler is told
 MOST_SAID = 64  # of those, whose wait is put down at one look
 _CANCELLABLE = HELD | {TaskState.PENDING, TaskState.PAUSED, TaskState.PAUSING}
 
@@ -292,7 +293,7 @@ def _launches(scene: Scene) -> Iterator[Action]:
             if unasked and task.cluster == scene.cluster and scene.there(task):
                 yield Launch(task.run, resources_of(task), task.nodes, job.record.trace)
     books.charge(everyone)
-    total, waiting, waits = len(everyone), list[Task](), Counter[str]()
+    total, waiting, waits, kept = len(everyone), list[Task](), Counter[str](), 0
     growing = scene.capacity.growth is not None
     for job, task in turns(scene.jobs, by_owner, scene.now):
         limits, most, job_id = scene.limits, job.record.queue.max_concurrent_blocks, job.record.id
@@ -310,42 +311,45 @@ def _launches(scene: Scene) -> Iterator[Action]:
         nodes = books.place(ask, job_id)
         if nodes:
             yield Launch(task.run, ask.resources, nodes, job.record.trace)
-            everyone.append(task)
+            everyone.append(task.model_copy(update={"nodes": nodes}))
             jobs_with_workers += not occupied[job_id]
             occupied[job_id] += 1
             total += 1
         else:
             waiting.append(task)
             waits[job_id] += 1
-            if len(waiting) <= MOST_KEPT:
+            # what the nodes there could not hold if they were empty waits for others: here it would keep room for ever
+            if kept < MOST_KEPT and scene.missing(ask) is None:
                 books.keep(ask, job_id)
+                kept += 1
     if growing:
-        yield from _growth(scene, everyone, waiting)
+        begun, limits = {job_id for job_id, count in occupied.items() if count}, scene.limits
+        more_jobs = None if limits.jobs is None else limits.jobs - len(begun)
+        more_tasks = None if limits.tasks is None else limits.tasks - total
+        yield from _growth(scene, books, everyone, admitted(waiting, begun, more_jobs=more_jobs, more_tasks=more_tasks))
 
 
-def _growth(scene: Scene, held: Sequence[Task], waiting: Sequence[Task]) -> Iterator[Action]:
+def _growth(scene: Scene, books: Books, held: Sequence[Task], waiting: Sequence[Task]) -> Iterator[Action]:
     """What waits is told to the autoscaler, and what it waits for is put down."""
-    in_use = Counter[Ask]()
-    # what is in use is counted against what is asked for; and nodes of replicas that have not been called yet look idle
-    for task in held if waiting or any(len(task.nodes) > 1 for task in held) else ():
-        in_use[ask_of(task)] += len(task.nodes) or task.replicas
     wanted = Counter[Ask]()
     for task in waiting:
         wanted[ask_of(task)] += task.replicas
-    yield Grow(_demands(in_use), _demands(wanted))
+    in_use = Counter[Ask]()
+    full = {node.id: node for node in books.full_nodes(list(wanted)[:MOST_SAID])} if wanted else {}
+    # what is in use is counted against what is asked for; and nodes of replicas that have not been called yet look idle
+    for task in held if waiting or any(len(task.nodes) > 1 for task in held) else ():
+        elsewhere = sum(node not in full for node in nodes_of(task)) if nodes_of(task) else task.replicas
+        in_use[ask_of(task)] += elsewhere
+    yield Grow((*whole_nodes(full.values(), wanted), *demands(in_use)), demands(wanted))
     growth = scene.capacity.growth
     left_out = growth.left_out if growth is not None else frozenset[Demand]()
     for task in waiting[:MOST_SAID]:
         missing = scene.missing(ask_of(task))
         why = f"waiting for a node: {missing or 'all that could hold it are in use'}"
-        if not left_out.isdisjoint(_demands({ask_of(task): 1})):
+        if not left_out.isdisjoint(demands({ask_of(task): 1})):
             why += "; the autoscaler says that it can add none at present"
         if task.message != why:
             yield Note(Held(run=task.run, message=why))
-
-
-def _demands(asks: Mapping[Ask, int]) -> tuple[Demand, ...]:
-    return tuple(Demand(ask.resources, ask.labels, ask.gpu_type, count) for ask, count in asks.items())
 
 
 def turns(jobs: Sequence[JobOutline], by_owner: Mapping[str, int], now: float) -> Iterator[tuple[JobOutline, Task]]:
@@ -361,15 +365,18 @@ def turns(jobs: Sequence[JobOutline], by_owner: Mapping[str, int], now: float) -
     for priority in sorted(lines, reverse=True):
         queues = {owner: _startable(line, now) for owner, line in lines[priority].items()}
         heads = {owner: head for owner, queue in queues.items() if (head := next(queue, None)) is not None}
-        while heads:
-            owner = min(heads, key=lambda one: (share[one], heads[one][0].record.id))
+        heap = [(share[owner], job.record.id, owner) for owner, (job, _) in heads.items()]  # no job has two owners
+        heapify(heap)
+        while heap:
+            _, _, owner = heap[0]
             yield heads[owner]
             share[owner] += 1
             following = next(queues[owner], None)
             if following is None:
-                del heads[owner]
+                heappop(heap)
             else:
                 heads[owner] = following
+                heapreplace(heap, (share[owner], following[0].record.id, owner))
 
 
 def _startable(jobs: Sequence[JobOutline], now: float) -> Iterator[tuple[JobOutline, Task]]:

@@ -13,6 +13,7 @@ class Presence(StrEnum):
 
     PRESENT = "present"
     GONE = "gone"
+    ASKED = "asked"  # its node was asked just now: as good as present until it says otherwise
     UNKNOWN = "unknown"  # its node is lost, or does not answer
 
 
@@ -29,6 +30,15 @@ class Resources:
         above one GPU, whole ones."""
         gpus = _cut_off(self.gpus) if self.gpus < 1.0 else float(ceil(self.gpus - _EPS))
         return Resources(_cut_off(self.cpus), gpus)
+
+    @property
+    def reserved(self) -> "Resources":
+        """As Ray's autoscaler takes them, which adds up parts of several GPUs: for a part that fits n times on one GPU
+        an n-th, or what is left on each would count together. A trifle less of what is not whole, lest its sums, in
+        floating point, come to more than there is."""
+        told = self.told
+        gpus = 1.0 / floor((1.0 + _EPS) / self.gpus) if 0.0 < self.gpus < 1.0 else told.gpus
+        return Resources(*(count if count == floor(count) else count - _EPS for count in (told.cpus, gpus)))
 
 
 _EPS = 1e-9

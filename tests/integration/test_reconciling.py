@@ -129,12 +129,15 @@ async def test_two_reconcilers_at_once_launch_every_worker_once(
     assert cluster.stopped == []
 
 
-async def test_resources_are_not_given_again_before_the_old_process_is_gone(store: JobStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [Presence.PRESENT, Presence.ASKED])
+async def test_resources_are_not_given_again_before_the_old_process_is_gone(
+    store: JobStore, tmp_path: Path, told: Presence
+) -> None:
     job_id = await submitted(store)
     run = await start(store, job_id, "block-0")
     sibling = await start(store, job_id, "block-1")
     cluster = RememberingCluster(sibling)
-    cluster.presences[run] = Presence.PRESENT
+    cluster.presences[run] = told
     reconciler = reconciler_of(store, cluster, tmp_path)
     for _ in range(3):
         await reconciler.tick()

@@ -1,9 +1,15 @@
 """decide(): a truth table of what must be done. No cluster, no store."""
 
+from collections import Counter
+from collections.abc import Mapping
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dbserve.contracts.cluster import Capacity, Resources
 from dbserve.contracts.plan import TaskKind
+from dbserve.contracts.snapshot import JobOutline
 from dbserve.contracts.status import (
     NO_TIME,
     Abandoned,
@@ -15,12 +21,13 @@ from dbserve.contracts.status import (
     PauseRequested,
     Reason,
     Resumed,
+    Run,
     Stopped,
     Task,
     TaskState,
 )
 from dbserve.lifecycle import new_tasks
-from dbserve.scheduling import Bury, Launch, Limits, Note, Stop, resources_of
+from dbserve.scheduling import Bury, Launch, Limits, Note, Stop, resources_of, turns
 from dbserve.sight import Silence
 from tests.jobs import small_plan, small_spec
 from tests.scenes import NOW, RUNNING, SUCCEEDED, a_job, cluster_of, decided, launched, on_gpus, run_of
@@ -221,6 +228,37 @@ def test_owners_take_turns_and_whoever_holds_fewer_workers_is_next() -> None:
     busy = a_job("j0", owner="b", block_0=RUNNING, block_1=RUNNING)
     alive = [run_of("j0", "block-0"), run_of("j0", "block-1")]
     assert {run.job_id for run in launched(decided([*greedy, other, busy], alive, capacity=four))} == {"j1"}
+
+
+def in_turn(jobs: list[JobOutline], by_owner: Mapping[str, int]) -> list[Run]:
+    """As turns() is defined: of all tasks that are next in their owner's line, always the one of the owner with the
+    fewest workers, and among these of the oldest job."""
+    share, order = Counter(by_owner), list[Run]()
+    for priority in sorted({job.record.queue.priority for job in jobs}, reverse=True):
+        lines: dict[str, list[Run]] = {}
+        for job in sorted(jobs, key=lambda job: job.record.id):
+            if job.record.queue.priority == priority:
+                runs = [task.run for task in job.tasks.values() if not task.needs]
+                lines.setdefault(job.record.owner, []).extend(runs)
+        while lines:
+            owner = min(lines, key=lambda one: (share[one], lines[one][0].job_id))
+            order.append(lines[owner].pop(0))
+            share[owner] += 1
+            if not lines[owner]:
+                del lines[owner]
+    return order
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-1, 1)), max_size=12),
+    st.dictionaries(st.sampled_from("abcd"), st.integers(0, 5)),
+)
+def test_turns_are_taken_as_they_are_defined(submitted: list[tuple[str, int]], by_owner: dict[str, int]) -> None:
+    jobs = [
+        a_job(f"j{place:02}", owner=owner, spec=small_spec(queue={"priority": priority}))
+        for place, (owner, priority) in enumerate(submitted)
+    ]
+    assert [task.run for _, task in turns(jobs[::-1], by_owner, NOW)] == in_turn(jobs, by_owner)
 
 
 def test_a_job_holds_no_more_workers_than_it_may() -> None:
