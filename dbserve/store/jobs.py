@@ -107,7 +107,7 @@ class JobStore:
         return await clock(self._redis)
 
     async def deployment(self) -> str:
-        """A name for what this Redis holds, made once. Two deployments may share a Ray cluster by it."""
+        """A name for what this Redis holds, made once: its workers' namespace in Ray."""
         async with reaching_redis("write"):
             await self._redis.set(keys.DEPLOYMENT, secrets.token_hex(4), nx=True)
             return cast(str, await self._redis.get(keys.DEPLOYMENT))

@@ -40,6 +40,15 @@ if ARGV[3] ~= '' then redis.call('SET', KEYS[6], ARGV[3], 'EX', ARGV[4]) end
 return {'made'}
 """
 
+# How many of an owner's jobs have not ended. KEYS: the owner's jobs, the active ones
+UNFINISHED = """
+local unfinished = 0
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+    unfinished = unfinished + redis.call('SISMEMBER', KEYS[2], id)
+end
+return unfinished
+"""
+
 # Fenced: an attempt that is not current, or whose task has ended, writes nothing. What is written is dated by the
 # store's clock. Answers with the task as it stands.
 # KEYS: tasks, progress; ARGV: task, attempt, field, progress

@@ -23,7 +23,7 @@ from dbserve.contracts.status import (
     Task,
     TaskState,
 )
-from dbserve.errors import JobNotPaused, JobNotTerminal, JobTerminal, NothingToRetry
+from dbserve.errors import JobNotPaused, JobNotTerminal, JobTerminal, NothingToRetry, QuotaExceeded
 from dbserve.lifecycle import advance, job_state, standing
 from dbserve.store import keys
 from dbserve.store.attempts import retire, sums_so_far
@@ -31,6 +31,7 @@ from dbserve.store.codec import brief
 from dbserve.store.connection import Seen, reaching_redis, read_job, transaction
 from dbserve.store.history import close_if_ended, log_event
 from dbserve.store.outbox import announce
+from dbserve.store.scripts import UNFINISHED
 
 Attempt = Callable[[Pipeline], Awaitable[None]]
 
@@ -112,12 +113,13 @@ class Wishes:
 
         await self._transaction(job_id, attempt)
 
-    async def retry(self, job_id: str, *, task: str | None = None) -> None:
+    async def retry(self, job_id: str, *, task: str | None = None, quota: int | None = None) -> None:
         """Another try, with fresh budgets and from the last checkpoints, for whatever failed, was cancelled, or waits
         to be tried again; of one task and what was abandoned because of it, where `task` is given.
 
         Raises:
             NothingToRetry: everything succeeded or is under way; or the job is being cancelled.
+            QuotaExceeded: the job has ended, and its owner has `quota` others that have not.
         """
 
         async def attempt(pipe: Pipeline) -> None:
@@ -131,7 +133,11 @@ class Wishes:
             }
             if not changed:
                 raise NothingToRetry(f"nothing of {task or f'job {job_id}'} has failed, or waits to be tried again")
-            await _commit(pipe, seen, changed, Intent.RUN, "job_retry_requested", {"tasks": sorted(changed)})
+            if _status(seen) in TERMINAL_JOB:
+                await _refuse_beyond(quota, pipe, seen.record.owner)
+            await _commit(
+                pipe, seen, changed, Intent.RUN, "job_retry_requested", {"tasks": sorted(changed)}, quota=quota
+            )
 
         await self._transaction(job_id, attempt)
 
@@ -199,6 +205,16 @@ def _wants_retry(task: Task, named: str | None, now: float) -> bool:
     return task.state is TaskState.CANCELLED and task.reason is Reason.DEPENDENCY_FAILED
 
 
+async def _refuse_beyond(quota: int | None, pipe: Pipeline, owner: str) -> None:
+    """Raises QuotaExceeded. Whoever makes or reopens a job meanwhile changes what is watched."""
+    if quota is None:
+        return
+    await pipe.watch(keys.ACTIVE)
+    unfinished = int(await pipe.eval(UNFINISHED, 2, keys.owner(owner), keys.ACTIVE))
+    if unfinished >= quota:
+        raise QuotaExceeded(f"{unfinished} other jobs of this API key's project have not ended; it may have {quota}")
+
+
 async def _commit(
     pipe: Pipeline,
     seen: Seen,
@@ -206,6 +222,8 @@ async def _commit(
     intent: Intent,
     kind: str,
     data: Mapping[str, object] | None = None,
+    *,
+    quota: int | None = None,
 ) -> None:
     job_id, before = seen.record.id, _status(seen)
     ended = [seen.tasks[name].run for name, task in changed.items() if task.run != seen.tasks[name].run]
@@ -218,6 +236,8 @@ async def _commit(
         pipe.hdel(keys.job(job_id), "finished_at")
         pipe.zrem(keys.FINISHED, job_id)
         pipe.sadd(keys.ACTIVE, job_id)
+        if quota is not None:
+            pipe.sadd(keys.owner(seen.record.owner), job_id)
     log_event(pipe, job_id, kind, status, at=seen.now, data=data)
     announce(pipe, seen, changed, intent)
     close_if_ended(pipe, seen.record, status, at=seen.now)

@@ -126,6 +126,9 @@ async def test_each_key_has_a_quota_of_its_own_and_learns_when_to_come_back(
         assert (await submit(second)).status_code == 202
         await store.wishes.cancel(made.json()["id"])
         assert (await submit(first)).status_code == 202
+        for path in ("retry", "blocks/0/retry"):
+            retried = await http.post(f"/v1/jobs/{made.json()['id']}/{path}", headers=bearer(first))
+            assert (retried.status_code, retried.json()["code"]) == (429, "quota_exceeded"), path
         assert (await submit("c" * 20)).status_code == 401
         assert (await store.outline(made.json()["id"])).record.owner not in ("", first)
 

@@ -1,5 +1,7 @@
 """What users want of a job, on a real Redis: it is durable, may be repeated, and is refused where it makes no sense."""
 
+import asyncio
+
 import pytest
 
 from dbserve.contracts.status import (
@@ -14,9 +16,10 @@ from dbserve.contracts.status import (
     Stopped,
     TaskState,
 )
-from dbserve.errors import JobNotPaused, JobTerminal, NothingToRetry
+from dbserve.errors import JobNotPaused, JobTerminal, NothingToRetry, QuotaExceeded
 from dbserve.store import JobStore
 from tests.integration.serving import finish, start, submitted
+from tests.jobs import small_plan, small_spec
 
 
 async def fail(store: JobStore, job_id: str, task: str = "block-0") -> None:
@@ -160,3 +163,47 @@ async def test_a_cancelled_job_can_be_taken_up_again_once_it_has_ended(store: Jo
     assert (await store.outline(job_id)).status is JobStatus.CANCELLED
     await store.wishes.retry(job_id)
     assert (await store.outline(job_id)).record.intent is Intent.RUN
+
+
+async def owned(store: JobStore, quota: int | None = 2) -> str:
+    made, _ = await store.create_job(
+        small_spec(), small_plan(), idempotency_key=None, request_digest="d", owner="a", quota=quota
+    )
+    return made.record.id
+
+
+async def test_a_job_is_taken_up_again_within_its_owners_quota_and_counts_from_then_on(store: JobStore) -> None:
+    ended = [await owned(store) for _ in range(2)]
+    for job_id in ended:
+        await store.wishes.cancel(job_id)
+    await owned(store)
+    await store.wishes.retry(ended[0], quota=2)
+    with pytest.raises(QuotaExceeded, match="2 other jobs"):
+        await store.wishes.retry(ended[1], quota=2)
+    assert (await store.outline(ended[1])).status is JobStatus.CANCELLED
+    with pytest.raises(QuotaExceeded):
+        await owned(store)
+    await store.wishes.cancel(ended[0])
+    await store.wishes.retry(ended[1], quota=2)
+
+
+async def test_what_has_not_ended_is_tried_again_whatever_the_quota(store: JobStore) -> None:
+    job_id = await owned(store)
+    run = await start(store, job_id, "block-0")
+    await store.apply(Crashed(run=run, reason=Reason.WORKER_LOST, message="gone", retry_after=3600.0))
+    await store.wishes.retry(job_id, quota=1)
+
+
+async def test_ten_jobs_taken_up_again_at_once_do_not_pass_a_quota(store: JobStore) -> None:
+    ended = [await owned(store, quota=10) for _ in range(10)]
+    for job_id in ended:
+        await store.wishes.cancel(job_id)
+
+    async def ask(job_id: str) -> bool:
+        try:
+            await store.wishes.retry(job_id, quota=3)
+        except QuotaExceeded:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*map(ask, ended))) == 3
