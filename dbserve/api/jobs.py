@@ -157,13 +157,15 @@ async def resume_job(job_id: JobId, store: Store) -> JobView:
     return job_view(await store.snapshot(job_id))
 
 
-@router.post("/jobs/{job_id}/retry", tags=["jobs"], status_code=202, responses=problems(404, 409))
-async def retry_job(job_id: JobId, store: Store) -> JobView:
+@router.post("/jobs/{job_id}/retry", tags=["jobs"], status_code=202, responses=problems(404, 409, 429))
+async def retry_job(job_id: JobId, services: With) -> JobView:
     """Another try for whatever failed or was cancelled, from the last checkpoints and with fresh budgets.
 
-    What waits for its backoff starts at once. 409 when there is nothing of the kind.
+    What waits for its backoff starts at once. 409 when there is nothing of the kind. A job that had ended counts as
+    unfinished again: 429 where its owner has as many as it may.
     """
-    await store.wishes.retry(job_id)
+    store = services.store
+    await store.wishes.retry(job_id, quota=services.settings.max_jobs_per_key)
     return job_view(await store.snapshot(job_id))
 
 
@@ -195,14 +197,15 @@ async def show_block(job_id: JobId, block: int, store: Store) -> BlockView:
     return block_view(await store.snapshot(job_id), block)
 
 
-@router.post("/jobs/{job_id}/blocks/{block}/retry", tags=["blocks"], status_code=202, responses=problems(404, 409))
-async def retry_block(job_id: JobId, block: int, store: Store) -> BlockView:
+@router.post("/jobs/{job_id}/blocks/{block}/retry", tags=["blocks"], status_code=202, responses=problems(404, 409, 429))
+async def retry_block(job_id: JobId, block: int, services: With) -> BlockView:
     """Another try for one block, and for what was abandoned because of it.
 
-    409 unless it failed, was cancelled, or waits for its backoff.
+    409 unless it failed, was cancelled, or waits for its backoff; 429 as for the whole job.
     """
+    store = services.store
     view = block_view(await store.snapshot(job_id), block)
-    await store.wishes.retry(job_id, task=view.name)
+    await store.wishes.retry(job_id, task=view.name, quota=services.settings.max_jobs_per_key)
     return block_view(await store.snapshot(job_id), block)
 
 
