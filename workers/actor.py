@@ -134,7 +134,7 @@ class BlockWorker:
         pulse = Pulse(self._store, run, account=account, lease=lease, logs=self._logs)
         self._termination.hand_over(pulse.preempt)
         end_when_wedged(lambda: pulse.beats, lease)
-        gpus = await asyncio.to_thread(gpus_held)
+        gpus = await asyncio.to_thread(gpus_held) if self._gpus > 0 else None
         task = await patiently(lambda: self._store.apply(self._started(gpus)))
         failpoint("actor.started")
         about = {**of_run(run), "dbserve.node": task.node, "dbserve.gpu": task.gpu}
@@ -152,11 +152,10 @@ class BlockWorker:
             if pulse.preempted:
                 await self._tell_preempted(f"{pulse.preempted_by}: a last checkpoint at step {account.step}")
             raise
-        except StorageError as unsaved:
+        except (StorageError, WorkerLost) as unsaved:
             if not pulse.preempted:
                 raise
-            log.warning("stopped without a last checkpoint: %s", unsaved)
-            await self._tell_preempted(f"{pulse.preempted_by}: no last checkpoint ({self._why(unsaved)})")
+            await self._tell_unsaved(pulse, unsaved)
         finally:
             await end(cut_short, heart)
 
@@ -198,7 +197,7 @@ class BlockWorker:
         def train() -> None:
             import torch  # here: it takes seconds to come
 
-            from workers.attempt import TrainingAttempt, prepare_process
+            from workers.attempt import TrainingAttempt, device_of, prepare_process
             from workers.data import open_dataset
             from workers.subprocesses import Subprocesses
 
@@ -208,15 +207,16 @@ class BlockWorker:
             attempt = TrainingAttempt(
                 self._store, self._artefacts, spec, plan, task, trace=trace, redact=self._logs.redact
             )
-            device, workers = _device(self._gpus), plan.task(task.run.task).workers
+            device, workers = device_of(self._gpus), plan.task(task.run.task).workers
             crew = replicas
             if crew is None and workers > 1:
                 crew = Subprocesses.of(workers, torch.device(device), stuck)
             attempt.run(data, pulse, loop, trunk=trunk, device=device, crew=crew)
 
         def stuck(lost: WorkerLost) -> None:
+            telling = self._tell_unsaved(pulse, lost) if pulse.preempted else self._confess(spec, lost)
             with contextlib.suppress(Exception):
-                asyncio.run_coroutine_threadsafe(self._confess(spec, lost), loop).result()
+                asyncio.run_coroutine_threadsafe(telling, loop).result()
             os._exit(1)  # the training is in a call that never returns
 
         replicas = self._replicas(task, pulse, loop, stuck)
@@ -282,7 +282,7 @@ class BlockWorker:
         job_id = self._run.job_id
 
         def examine():
-            from workers.attempt import prepare_process
+            from workers.attempt import device_of, prepare_process
             from workers.data import open_dataset
             from workers.evaluate import evaluate
 
@@ -295,7 +295,7 @@ class BlockWorker:
                     for task in trained
                     if task.state is TaskState.SUCCEEDED
                 }
-                device = _device(self._gpus)
+                device = device_of(self._gpus)
                 return evaluate(spec, plan, data, model, finals, trained, job_id=job_id, model_id=job_id, device=device)
 
         report = await asyncio.to_thread(examine)
@@ -310,6 +310,11 @@ class BlockWorker:
         await self._end_span("stopped")
         await self._ship()
         os._exit(0)
+
+    async def _tell_unsaved(self, pulse: Pulse, error: Exception) -> None:
+        """Of one that was to save and stop anyway: its end is no crash of its own, which would be counted."""
+        log.warning("stopped without a last checkpoint: %s", error)
+        await self._tell_preempted(f"{pulse.preempted_by}: no last checkpoint ({self._why(error)})")
 
     async def _tell_preempted(self, message: str) -> None:
         await self._end_span(Reason.PREEMPTED, failure=message)
@@ -389,9 +394,3 @@ def _final(task: Task) -> CheckpointRef:
     if not task.checkpoints:
         raise CheckpointInvalid(f"{task.run.task} succeeded without a checkpoint")
     return task.checkpoints[-1]
-
-
-def _device(gpus: float) -> str:
-    import torch
-
-    return "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"

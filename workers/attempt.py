@@ -185,3 +185,8 @@ def prepare_process(cpus: float) -> None:
     made tensors. Keeps freed memory as far as that can still be had (KEEPING_FREED_MEMORY)."""
     torch.set_num_threads(max(1, int(cpus)))
     keep_freed_memory()
+
+
+def device_of(gpus: float) -> str:
+    """Where a task that holds so many GPUs trains."""
+    return "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"

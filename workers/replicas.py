@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -111,6 +112,8 @@ class ReplicaActor:
         end_with_parent()
         try:
             self._follow()
+        except Exception:
+            traceback.print_exc()  # what follows takes its place
         finally:  # a worker that stayed would look as if it worked
             ray.actor.exit_actor()  # pyright: ignore[reportAttributeAccessIssue]
 
