@@ -6,6 +6,7 @@ Run as python -m workers.follower by workers.subprocesses, and by nobody else; w
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -29,6 +30,7 @@ log = logging.getLogger("dbserve.worker")
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the leader gets it, too, and needs this worker for what it saves
     call = Call.model_validate_json(sys.stdin.buffer.readline())
     follow(call, _told)
 
@@ -50,12 +52,12 @@ def follow(
     keep_freed_memory()
     greeting = Greeting(secret=call.secret, rank=call.rank, node=socket.gethostname(), gpu=gpu)
     line = dial(call.host, call.port, greeting, call.silence_seconds)
-    letter = Letter.model_validate_json(line.receive())
-    over = keep_beating(lambda: (line,))
-    threading.Thread(target=_end_with, args=(line, over), name="watch-leader", daemon=True).start()
-    if meet is not None:
-        meet(lambda: line.send(Word(kind="wanted")))
     try:
+        letter = Letter.model_validate_json(line.receive())
+        over = keep_beating(lambda: (line,))
+        threading.Thread(target=_end_with, args=(line, over), name="watch-leader", daemon=True).start()
+        if meet is not None:
+            meet(lambda: line.send(Word(kind="wanted")))
         with _speaking(line):
             _train(call, letter, open_rows, line)
     except BaseException as error:
@@ -70,6 +72,8 @@ def follow(
 def _train(call: Call, letter: Letter, open_rows: OpenRows, line: Line) -> None:
     torch.set_num_threads(call.threads)
     device = torch.device(call.device)
+    if ":" in call.device:  # a process's own, where several see all GPUs: sharding takes the current one
+        torch.cuda.set_device(device)
     train, validation = open_rows(letter)
     sharded = is_sharded(letter.spec, call.size)
     store = joined_store(call.host, call.store_port, call.size, call.secret)

@@ -13,6 +13,9 @@ from torch import Tensor
 
 LOOPBACK = "127.0.0.1"
 START = timedelta(minutes=10)  # in which all of them must have found each other, once they are there
+# In which a call must end. Long, as the others wait in one while the leader saves, and tries again; its line tells who
+# is lost.
+CALL = timedelta(hours=6)
 _LEADER = 0
 _BACKEND = "gloo_at_host"  # torch's own asks the resolver for this machine's address, which may say loopback
 
@@ -101,11 +104,18 @@ def together(
     def gloo(store: Any, rank: int, size: int, _timeout: timedelta) -> Any:
         options = distributed.ProcessGroupGloo._Options()
         options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]
-        return distributed.ProcessGroupGloo(store, rank, size, options)
+        options._timeout = START
+        processes = distributed.ProcessGroupGloo(store, rank, size, options)
+        processes.set_timeout(CALL)
+        return processes
+
+    def nccl() -> Any:
+        options = distributed.ProcessGroupNCCL.Options()
+        options._timeout = CALL
+        return distributed.ProcessGroupNCCL(store, rank, size, options)
 
     if not registered:
-        cuda = device.type == "cuda"
-        processes = distributed.ProcessGroupNCCL(store, rank, size) if cuda else gloo(store, rank, size, START)
+        processes = nccl() if device.type == "cuda" else gloo(store, rank, size, CALL)
         yield Together(rank, size, processes, device)
         return
     if device.type == "cuda":
@@ -113,7 +123,7 @@ def together(
     else:
         backend = _BACKEND
         distributed.Backend.register_backend(backend, gloo, devices=["cpu"])
-    distributed.init_process_group(f"{device.type}:{backend}", store=store, rank=rank, world_size=size)
+    distributed.init_process_group(f"{device.type}:{backend}", store=store, rank=rank, world_size=size, timeout=CALL)
     try:
         yield Together(rank, size, distributed.group.WORLD, device)
     finally:

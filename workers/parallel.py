@@ -11,9 +11,10 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack
-from typing import NamedTuple, Protocol
+from types import TracebackType
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -29,6 +30,8 @@ from workers.sharding import is_sharded
 STOP_SECONDS = 10.0
 SETTLE_SECONDS = 0.5  # after the first bad news: what one worker's death does to the others is heard first at times
 _LOOK_SECONDS = 1.0
+
+T = TypeVar("T")
 
 log = logging.getLogger("dbserve.worker")
 
@@ -118,22 +121,21 @@ class Crew(Protocol):
 
 
 @contextlib.contextmanager
-def leading(
-    orders: Orders, device: torch.device, crew: Crew
-) -> Generator[tuple[Together, threading.Event], None, None]:
+def leading(orders: Orders, device: torch.device, crew: Crew) -> Generator[tuple[Together, "Watch"], None, None]:
     """Rank 0 of crew.size workers; the others are called, and gone at the end.
 
-    The event is to be set while the training waits for who takes its reports: it is in no call with the others then.
+    The watch is to be told when the training waits for who takes its reports: it is in no call with the others then.
     Raises WorkerLost naming the rank of one that died or did not come, with its reason where that is known;
     ConfigInvalid where the crew cannot be had, StorageError where rows cannot be written.
     """
     secret = secrets.token_hex(32)
     sharded = is_sharded(orders.spec, crew.size)
     store_port, store = leading_store(crew.size, secret, crew.host)
-    watch = _Watch(orders.task, crew)
+    watch = Watch(orders.task, crew)
     before = torch.get_num_threads()
     with ExitStack() as stack:
-        rows = stack.enter_context(crew.rows(orders))
+        placed = stack.enter_context(ExitStack())
+        rows = placed.enter_context(crew.rows(orders))
         letter = letter_of(orders, rows, averaged=sharded)
         board = Switchboard(
             crew.host,
@@ -147,7 +149,7 @@ def leading(
         stack.callback(torch.set_num_threads, before)
         stack.callback(watch.end)
         stack.callback(board.close)
-        try:
+        with watch.blaming():
             for rank in range(1, crew.size):
                 call = Call(
                     rank=rank,
@@ -165,18 +167,27 @@ def leading(
             log.info("waits for %d other workers", crew.size - 1)
             watch.await_all(board)
             log.info("all %d workers are there", crew.size)
+            placed.close()
             workers = stack.enter_context(together(store, 0, crew.size, device, host=crew.host, registered=sharded))
+            stack.push(_first_of_all(board.close))
             shared_start(letter, orders, workers)
-            yield workers, watch.away
-        except DbserveError:
-            raise
-        except Exception as error:  # of the process group, most likely: it knows an address where we know a rank
-            if (lost := watch.verdict(STOP_SECONDS)) is not None:
-                raise lost from error
-            raise
+            del orders  # its state would be one more copy in memory as long as it trains
+            yield workers, watch
 
 
-class _Watch:
+def _first_of_all(
+    close: Callable[[], None],
+) -> Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]:
+    """Called where a training is ended early: the others wait in a call, and a group's end may wait for them."""
+
+    def ended(kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        if kind is not None:
+            close()
+
+    return ended
+
+
+class Watch:
     """What is known of the others: who is ready, who is lost, and why."""
 
     def __init__(self, task: TaskPlan, crew: Crew) -> None:
@@ -189,6 +200,27 @@ class _Watch:
         self._lost: dict[int, str] = {}  # how their lines ended
         self._changed = threading.Condition()
         self._over = threading.Event()
+
+    @contextlib.contextmanager
+    def blaming(self) -> Generator[None, None, None]:
+        """Raises WorkerLost for what goes wrong because a worker is lost."""
+        try:
+            yield
+        except DbserveError:
+            raise
+        except Exception as error:  # of the process group, most likely: it knows an address where we know a rank
+            if (lost := self.verdict(STOP_SECONDS)) is not None:
+                raise lost from error
+            raise
+
+    def in_call(self, call: Callable[[], T]) -> T:
+        """What call() gives, which the others take part in, made by who takes a report. Raises WorkerLost."""
+        self.away.clear()
+        try:
+            with self.blaming():
+                return call()
+        finally:
+            self.away.set()
 
     def hears(self, rank: int, word: Word) -> None:
         match word.kind:

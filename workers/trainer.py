@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -87,6 +87,8 @@ def train_block(
         ConfigInvalid: the worker lacks what the training asks for (a compiler, muon, a GPU for every worker).
         WorkerLost: one of the task's other workers died or did not come, naming its rank.
     """
+    if state is not None and state.step >= task.steps:
+        return  # nobody is called for nothing
     device = torch.device(device)
     orders = Orders(spec, plan, task, data.train, state, initial_weights, data.validation)
     del state, initial_weights  # here and below: kept, they would be one more copy in memory as long as it trains
@@ -97,16 +99,20 @@ def train_block(
         del orders
         yield from steps
         return
-    apart = not is_sharded(spec, crew.size)  # else saving is a call with the others, as a step is
+    sharded = is_sharded(spec, crew.size)
     with (
-        leading(orders, device, crew) as (workers, away),
+        leading(orders, device, crew) as (workers, watch),
         closing(training(orders, device, workers, trial_done)) as steps,
     ):
+        del orders
         for report in steps:
-            if apart:
-                away.set()
-            yield report
-            away.clear()
+            if sharded:
+                report = replace(report, capture=partial(watch.in_call, report.capture))
+            watch.away.set()
+            try:
+                yield report
+            finally:
+                watch.away.clear()
 
 
 def training(

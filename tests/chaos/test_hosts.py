@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.namespaces import Host, lan, require
-from tests.training import dataset, planned, run, same, spec_of
+from tests.training import dataset, planned, run, spec_of
 from workers.parallel import STOP_SECONDS, Call, Death
 from workers.subprocesses import Subprocesses
 from workers.trainer import train_block

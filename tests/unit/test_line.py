@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,10 +14,11 @@ from dbserve.contracts.plan import TaskPlan
 from dbserve.contracts.status import Reason
 from dbserve.errors import WorkerLost
 from tests.training import dataset, planned, spec_of
-from workers.group import LOOPBACK
+from workers import parallel
+from workers.group import LOOPBACK, Together
 from workers.line import Greeting, Line, Switchboard, Word, dial
 from workers.orders import Orders
-from workers.parallel import Call, Death, _Watch, leading  # pyright: ignore[reportPrivateUsage]
+from workers.parallel import Call, Death, Watch, leading
 from workers.subprocesses import Subprocesses
 
 SECRET = "a" * 64
@@ -225,7 +226,7 @@ def test_a_leader_that_saves_is_not_taken_to_hang_and_one_that_hangs_is_told_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[WorkerLost] = []
-    watch = _Watch(planned(spec_of()).task("block-0"), Subprocesses(2, threads=1, when_stuck=told.append))
+    watch = Watch(planned(spec_of()).task("block-0"), Subprocesses(2, threads=1, when_stuck=told.append))
     watch.hired[1] = Thread(lambda: None)
     watch.away.set()
 
@@ -244,3 +245,87 @@ def test_a_leader_that_saves_is_not_taken_to_hang_and_one_that_hangs_is_told_of(
     watch.loses(1, "the other end has closed the line")
     assert watch._over.waits == 3  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     assert [str(lost) for lost in told] == ["block-0: worker 1 of 2 is lost: the other end has closed the line"]
+
+
+def test_what_a_worker_lost_does_to_a_call_of_who_saves_is_said_of_that_worker() -> None:
+    watch = Watch(planned(spec_of()).task("block-0"), Subprocesses(2, threads=1))
+    watch.hired[1] = Thread(lambda: None)
+    watch.away.set()
+    within: list[bool] = []
+
+    def capture() -> None:
+        within.append(watch.away.is_set())
+        watch._lost[1] = "the other end has closed the line"  # pyright: ignore[reportPrivateUsage]
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:4711")
+
+    with pytest.raises(WorkerLost, match="worker 1 of 2 is lost: the other end has closed the line"):
+        watch.in_call(capture)
+    assert within == [False]
+    assert watch.away.is_set()
+
+
+def test_a_worker_that_cannot_read_its_letter_tells_its_leader(board: Switchboard, heard: Heard) -> None:
+    call = Call(
+        rank=1,
+        size=3,
+        host=LOOPBACK,
+        port=board.port,
+        store_port=1,
+        secret=SECRET,
+        silence_seconds=60.0,
+        threads=1,
+        device="cpu",
+    )
+    hired = Subprocesses(3, threads=1).hire(call)
+    try:
+        heard.until(lambda: bool(heard.lost))
+    finally:
+        hired.end()
+    [(rank, word)] = heard.words
+    assert (rank, word.kind) == (1, "failed")
+    assert "validation errors for Letter" in word.text
+
+
+class Patient(Threads):
+    """Its worker comes, and stays until its line is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(2, threads=1)
+        object.__setattr__(self, "gone", threading.Event())
+
+    gone: threading.Event
+
+    def acts(self, call: Call) -> Callable[[], None]:
+        def stay() -> None:
+            line = dial(call.host, call.port, Greeting(secret=call.secret, rank=call.rank, node="n"), silence=60.0)
+            line.receive()
+            line.send(Word(kind="ready"))
+            with contextlib.suppress(ConnectionError):
+                listen_to_the_end(line)
+            self.gone.set()
+            line.close()
+
+        return stay
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_training_that_is_ended_early_ends_the_others_before_their_group(
+    monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    crew = Patient()
+    stayed: list[bool] = []
+
+    @contextlib.contextmanager
+    def group(*_: object, **__: object) -> Generator[Together, None, None]:
+        try:
+            yield Together(0, 2, None, torch.device("cpu"))
+        finally:
+            stayed.append(not crew.gone.wait(60 if early else 0))
+
+    monkeypatch.setattr(parallel, "together", group)
+    spec = spec_of()
+    orders = Orders(spec, planned(spec), planned(spec).task("block-0"), dataset().train)
+    with contextlib.suppress(GeneratorExit), leading(orders, torch.device("cpu"), crew):
+        if early:
+            raise GeneratorExit
+    assert stayed == [not early]

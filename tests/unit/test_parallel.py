@@ -1,9 +1,12 @@
 """Several workers on one task. Every test starts real processes."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +23,9 @@ from tests.training import dataset, planned, run, same, spec_of
 from tests.waiting import wait_for
 from workers.checkpoint import TrainingState
 from workers.data import Split
-from workers.group import together
+from workers.group import CALL, together
 from workers.orders import Letter, Orders, letter_of, place_rows, shared_start
+from workers.subprocesses import Subprocesses
 from workers.trainer import StepReport, build_network, train_block
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,6 +78,63 @@ def test_a_worker_that_dies_ends_the_task_naming_its_rank_and_leaves_no_process(
         for _ in training:
             pass
     assert not followers(os.getpid())
+
+
+def test_workers_on_a_machine_that_is_wanted_stay_for_what_their_leader_saves() -> None:
+    spec = spec_of(training={"steps": 10_000})
+    plan = planned(spec)
+    training = train_block(spec, plan, plan.task(TASK), dataset())
+    next(training)
+    (other,) = followers(os.getpid())
+    other.send_signal(signal.SIGTERM)
+    for _ in range(50):
+        next(training)
+    assert other.is_running()
+    training.close()
+    assert not followers(os.getpid())
+
+
+def test_what_a_training_began_with_is_let_go_of_and_rows_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    spec = spec_of(training={"steps": 10_000})
+    plan = planned(spec)
+
+    def first_state() -> TrainingState:
+        (_, state), *_ = run(spec_of(training={"steps": 2, "warmup": 1}), "end_to_end")
+        return state
+
+    state = first_state()
+    tensors = [weakref.ref(tensor) for tensor in state.weights.values()]
+    training = train_block(spec, plan, plan.task(TASK), dataset(), state=state)
+    del state
+    next(training)
+    gc.collect()
+    assert not any(tensor() is not None for tensor in tensors)
+    assert not [*tmp_path.glob("dbserve-rows-*")]
+    training.close()
+
+
+def test_where_the_last_step_is_saved_nobody_is_called() -> None:
+    class Refusing(Subprocesses):
+        def hire(self, call: object) -> Any:
+            raise AssertionError("somebody was called")
+
+    spec = spec_of(training={"steps": 2, "warmup": 1})
+    plan = planned(spec)
+    ((_, _), (_, state)) = run(spec, "end_to_end")
+    crew = Refusing(2, threads=1)
+    assert not [*train_block(spec, plan, plan.task(TASK), dataset(), state=state, crew=crew)]
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_the_others_may_wait_in_a_call_for_as_long_as_their_leader_saves(registered: bool) -> None:
+    with together(dist.HashStore(), 0, 1, torch.device("cpu"), registered=registered) as workers:
+        processes: Any = workers.processes
+        if registered:
+            processes = processes._get_backend(torch.device("cpu"))
+        assert processes.options._timeout == CALL
 
 
 def test_a_training_that_is_closed_ends_its_workers() -> None:

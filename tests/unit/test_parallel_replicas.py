@@ -1,6 +1,8 @@
 """Several replicas learn what one worker would: the same batch in the same parts, whoever takes them."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ import torch
 from dbserve.contracts.job import JobSpec
 from tests.fellows import Fellows
 from tests.training import dataset, planned, same, spec_of
+from workers import trainer
 from workers.checkpoint import TrainingState
-from workers.group import share_of
+from workers.group import Alone, share_of
+from workers.parallel import Watch
+from workers.subprocesses import Subprocesses
 from workers.trainer import StepReport, train_block
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,3 +128,35 @@ def test_each_of_three_replicas_holds_a_third_of_the_state_and_one_may_go_on_fro
     assert share.activations == pytest.approx(whole.activations, rel=0.01)
     agree([*shared[:2], *alone(spec, "end_to_end", state=shared[1][1])], expected)
     agree([*shared[:2], *fellows.train(2, spec, plan, plan.task("end_to_end"), state=expected[1][1])], expected)
+
+
+@pytest.mark.parametrize("sharding", ["none", "state"])
+def test_a_leader_is_in_a_call_while_it_steps_and_captures_what_is_shared_and_not_while_it_saves(
+    monkeypatch: pytest.MonkeyPatch, sharding: str
+) -> None:
+    spec = job(2, sharding=sharding)
+    plan = planned(spec)
+    watch = Watch(plan.task("block-0"), Subprocesses(2, threads=1))
+    away = watch.away.is_set
+    first = alone(spec, "end_to_end")[0][0]
+    steps: list[bool] = []
+    captures: list[bool] = []
+
+    @contextlib.contextmanager
+    def leading(*_: object) -> Generator[tuple[Alone, Watch], None, None]:
+        yield Alone(), watch
+
+    def training(*_: object) -> Generator[StepReport, None, None]:
+        for _ in range(2):
+            steps.append(away())
+            yield replace(first, capture=lambda: captures.append(away()))  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(trainer, "leading", leading)
+    monkeypatch.setattr(trainer, "training", training)
+    crew = Subprocesses(2, threads=1)
+    for report in train_block(spec, plan, plan.task("block-0"), dataset(), crew=crew):
+        assert away()
+        report.capture()
+        assert away(), "what is captured is written"
+    assert steps == [False, False]
+    assert captures == [sharding == "none"] * 2, "a whole state is copied without the others"
