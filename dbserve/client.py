@@ -90,7 +90,7 @@ class Forbidden(ApiError):
 
 
 class TooMany(ApiError):
-    """Too many requests within a minute (429): rate_limited; or unfinished jobs: quota_exceeded."""
+    """Too many (429): requests within a minute, rate_limited; unfinished jobs, quota_exceeded; or too_many_streams."""
 
     def __init__(self, problem: Problem, *, retry_after: float | None = None) -> None:
         super().__init__(problem)

@@ -169,6 +169,12 @@ class RateLimited(DbserveError):
         self.retry_after = retry_after  # seconds
 
 
+class TooManyStreams(DbserveError):
+    """The API key has as many open streams as it may have; close one first."""
+
+    code = "too_many_streams"
+
+
 class ReportNotReady(DbserveError):
     """The job has not been evaluated yet."""
 

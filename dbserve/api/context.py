@@ -9,7 +9,8 @@ from fastapi import Depends, Request
 from dbserve.api.doorkeeper import Doorkeeper
 from dbserve.api.fanout import Fanout
 from dbserve.api.outage import Outage
-from dbserve.api.readiness import ArtefactProbe
+from dbserve.api.readiness import ArtefactProbe, Readiness
+from dbserve.api.streams import OpenStreams
 from dbserve.api.submission import Plans
 from dbserve.api.watching import LiveViews
 from dbserve.metrics import HttpMetrics
@@ -41,6 +42,10 @@ class Services:
         return ArtefactProbe(self.settings.artifacts)
 
     @cached_property
+    def readiness(self) -> Readiness:
+        return Readiness()
+
+    @cached_property
     def poster(self) -> Poster:
         """Blocks when it is first asked for, as making one does."""
         return Poster(private_hosts=self.settings.webhook_private_hosts)
@@ -52,6 +57,10 @@ class Services:
     @cached_property
     def door(self) -> Doorkeeper:
         return Doorkeeper(self.settings, self.opened, self.outage)
+
+    @cached_property
+    def streams(self) -> OpenStreams:
+        return OpenStreams()
 
     @cached_property
     def fanout(self) -> Fanout:

@@ -1,13 +1,14 @@
 """What happened to a job and what its workers said: pages, and streams that replay and never hide a gap."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 
@@ -15,6 +16,7 @@ from dbserve.api.auth import Asking, Caller
 from dbserve.api.context import Services, With
 from dbserve.api.negotiation import preferred
 from dbserve.api.problems import problems
+from dbserve.api.streams import WhileItOpens
 from dbserve.api.tenancy import JobId
 from dbserve.api.views import event_view, log_view
 from dbserve.contracts.status import TERMINAL_JOB, LogLine
@@ -35,7 +37,10 @@ QUIET_SECONDS = 1.5  # without a line, before it is asked whether the job has en
 
 ID = r"^[0-9]{1,18}(-[0-9]{1,18})?$"
 
-LastEventId = Annotated[str | None, Header(pattern=ID, description="what an EventSource sends when it reconnects")]
+LastEventId = Annotated[  # a header that may be left out is not one that may be null
+    Annotated[str, Field(pattern=ID)] | SkipJsonSchema[None],
+    Header(description="what an EventSource sends when it reconnects"),
+]
 
 
 class EventsQuery(BaseModel, extra="forbid"):
@@ -107,7 +112,8 @@ async def logs(
     if query.follow:
         lines = _tail_then_follow(store, job_id, chosen, query.tail, last_event_id)
         if preferred(request, "text/event-stream", "text/plain") == "text/plain":
-            return StreamingResponse(_as_text(services, caller, lines), media_type="text/plain")
+            text = StreamingResponse(_as_text(services, caller, lines), media_type="text/plain")
+            return _while_its_key_opens(services, caller, text, HEARTBEAT_SECONDS)
         return event_stream(services, caller, _as_log_events(lines))
     found = await store.history.logs(job_id, **chosen.model_dump(), tail=query.tail)
     if preferred(request, "application/json", "text/plain") == "text/plain":
@@ -184,19 +190,29 @@ async def _ended(store: JobStore, job_id: str) -> bool:
 
 
 def event_stream(
-    services: Services, caller: Caller, content: AsyncGenerator[bytes], *, heartbeat: int = HEARTBEAT_SECONDS
-) -> EventSourceResponse:
-    """A stream of encoded events with a comment every `heartbeat` seconds, counted while it lasts.
+    services: Services, caller: Caller, content: AsyncGenerator[bytes], *, heartbeat: float | None = None
+) -> Response:
+    """A stream of encoded events with a comment every `heartbeat` (None: HEARTBEAT_SECONDS), counted while it lasts.
 
-    Nothing more is sent once the caller's key was revoked or has expired.
+    Nothing more is sent once the caller's key was revoked or has expired; it ends at the next heartbeat.
     """
-    return EventSourceResponse(
+    seconds = HEARTBEAT_SECONDS if heartbeat is None else heartbeat
+    stream = EventSourceResponse(
         _while_it_opens(services, caller, content),
         sep="\n",
-        ping=heartbeat,
+        ping=seconds,
         ping_message_factory=lambda: ServerSentEvent(comment="heartbeat", sep="\n"),
         send_timeout=SLOWEST_READER_SECONDS,
     )
+    return _while_its_key_opens(services, caller, stream, seconds)
+
+
+def _while_its_key_opens(services: Services, caller: Caller, stream: Response, every_seconds: float) -> Response:
+    def still_opens() -> Awaitable[bool]:
+        return services.door.still_opens(caller.identity)
+
+    place = services.streams.one_more(caller.key_id)
+    return WhileItOpens(stream, place, still_opens, every_seconds=every_seconds)
 
 
 async def _as_text(services: Services, caller: Caller, lines: AsyncGenerator[LogLine]) -> AsyncGenerator[str]:

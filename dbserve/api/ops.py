@@ -24,9 +24,9 @@ def healthz() -> HealthView:
 
 @router.get("/readyz", response_model=ReadinessView, responses={503: {"model": ReadinessView}})
 async def readyz(services: With) -> Response:
-    """Whether requests can be served, and what is missing when they cannot."""
+    """Whether requests can be served, and what is missing when they cannot; this process's log says why."""
     needs = {"redis": await _redis(services), "artifacts": await services.artefacts.missing()}
-    missing = {name: why for name, why in needs.items() if why is not None}
+    missing = services.readiness.told(needs)
     view = ReadinessView(status="unready" if missing else "ready", missing=missing)
     return JSONResponse(view.model_dump(), status_code=503 if missing else 200)
 

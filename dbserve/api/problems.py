@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import JsonValue
 from starlette.exceptions import HTTPException
 
+from dbserve.api.auth import identity_of
 from dbserve.api.scopes import methods_at
 from dbserve.contracts.views import FaultView, Problem
 from dbserve.errors import (
@@ -41,6 +42,7 @@ from dbserve.errors import (
     StoreSilent,
     StoreUnavailable,
     TooManyKeys,
+    TooManyStreams,
     TooManyWebhooks,
     WebhookNotFound,
 )
@@ -67,6 +69,7 @@ _STATUS: Mapping[type[DbserveError], int] = {
     KeyEnded: 409,
     TooManyKeys: 409,
     RateLimited: 429,
+    TooManyStreams: 429,
     ReportNotReady: 409,
     JobNotTerminal: 409,
     JobTerminal: 409,
@@ -129,7 +132,10 @@ def explained(request: Request, error: DbserveError) -> Response:
         log.warning("%s: %s", error.code, error)
     wait = error.retry_after if isinstance(error, RateLimited) else RETRY_AFTER_SECONDS
     headers = {"Retry-After": str(wait)} if status in {429, 503} else None
-    return problem_response(request, status, error.code, title, str(error), errors=errors, headers=headers)
+    # The driver's words have hosts, ports and users of ours in them: no stranger's business.
+    known = not isinstance(error, StoreUnavailable) or identity_of(request.state) is not None
+    detail = str(error) if known else title
+    return problem_response(request, status, error.code, title, detail, errors=errors, headers=headers)
 
 
 async def in_vain(request: Request, error: StoreSilent) -> Response:
@@ -203,7 +209,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "The body is larger than 1 MiB",
         415: "Neither JSON nor YAML, or compressed",
         422: "Invalid; `errors` points at each fault",
-        429: "Too many requests within a minute, or as many unfinished jobs as there may be; see Retry-After",
+        429: "Too many requests within a minute, or as many unfinished jobs or open streams as there may be; see "
+        "Retry-After",
         500: "The server failed",
         503: "Redis does not answer; try again after Retry-After seconds",
     }.items()

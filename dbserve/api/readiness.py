@@ -1,13 +1,18 @@
 """What the service needs, asked for without ever waiting long: a probe that hangs looks like a service that does."""
 
 import asyncio
+import logging
+from collections.abc import Mapping
 
 from starlette.concurrency import run_in_threadpool
 
 from dbserve.artefacts import open_artefacts
 from dbserve.errors import StorageError
 
+log = logging.getLogger(__name__)
+
 PATIENCE_SECONDS = 2.0
+AWAY = "unavailable"  # all that is said to whoever asks
 
 
 class ArtefactProbe:
@@ -30,3 +35,20 @@ class ArtefactProbe:
         except StorageError as missing:
             return str(missing)
         return None
+
+
+class Readiness:
+    """What is missing: its name for whoever asks; for the log, once, why, in words that may name hosts and users."""
+
+    def __init__(self) -> None:
+        self._missing: frozenset[str] = frozenset()
+
+    def told(self, needs: Mapping[str, str | None]) -> dict[str, str]:
+        """What is missing. `needs`: what is wrong with each need, in words; None: it is there."""
+        missing = {name: why for name, why in needs.items() if why is not None}
+        for name in missing.keys() - self._missing:
+            log.warning("not ready: %s: %s", name, missing[name])
+        for name in self._missing - missing.keys():
+            log.info("%s is there again", name)
+        self._missing = frozenset(missing)
+        return dict.fromkeys(missing, AWAY)

@@ -247,7 +247,7 @@ class ArchitectureView(ArchitectureSummary, frozen=True):
 
 
 class ReadinessView(BaseModel, frozen=True):
-    """`missing` maps what the service needs and has not to why."""
+    """`missing` names what the service needs and has not, each as `unavailable`: its log says why."""
 
     status: str
     missing: dict[str, str]

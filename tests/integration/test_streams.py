@@ -1,6 +1,7 @@
 """Streams over a real connection: server, client and command line together, on a real Redis."""
 
 import asyncio
+import json
 import random
 import socket
 import threading
@@ -11,13 +12,15 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from dbserve.api import fanout
+from dbserve.api import events, fanout, live, problems, streams
 from dbserve.cli import cli
 from dbserve.client import Client, NotFound
 from dbserve.contracts.status import Held, Reason, Run
 from dbserve.store import JobStore, history
 from dbserve.store.history import Said
 from tests.integration.serving import finish, serving, settings, start, submitted
+from tests.tenants import BOOTSTRAP, a_key, bearer
+from tests.waiting import eventually
 
 STREAM = {"Accept": "text/event-stream"}
 
@@ -272,3 +275,72 @@ async def test_the_stream_of_a_job_that_is_tried_again_goes_on_to_its_second_end
             text += piece
     assert ids_in(text) == [event.id for event in await store.history.events(job_id)]
     assert text.count("event: job_finished") == 2
+
+
+# --- of a key
+
+
+KINDS = [
+    ("events", STREAM),
+    ("live", STREAM),
+    ("logs?follow=true", STREAM),
+    ("logs?follow=true", {"Accept": "text/plain"}),
+]
+
+
+@pytest.fixture
+def guarded(redis_url: str, tmp_path: Path) -> Iterator[str]:
+    with serving(settings(redis_url, tmp_path, api_key=BOOTSTRAP)) as address:
+        yield address
+
+
+async def opened(http: httpx.AsyncClient, path: str, **headers: str) -> int:
+    """The status of a stream that is closed at once."""
+    async with http.stream("GET", path, headers=headers) as response:
+        if response.status_code == 429:
+            problem = json.loads(await response.aread())
+            assert (problem["code"], response.headers["content-type"]) == ("too_many_streams", problems.MEDIA_TYPE)
+            assert int(response.headers["Retry-After"]) >= 1
+        return response.status_code
+
+
+@pytest.mark.parametrize(("path", "accept"), KINDS)
+async def test_a_key_has_so_many_open_streams_at_most_and_may_ask_for_another_when_one_is_closed(
+    guarded: str, store: JobStore, monkeypatch: pytest.MonkeyPatch, path: str, accept: dict[str, str]
+) -> None:
+    monkeypatch.setattr(streams, "MOST_STREAMS", 2)
+    job_id = await submitted(store)
+    key, other = await a_key(store, "default"), await a_key(store, "default")
+    address = f"{guarded}/v1/jobs/{job_id}"
+    async with httpx.AsyncClient(timeout=20.0, headers=bearer(key)) as http:
+
+        async def another() -> bool:
+            return await opened(http, f"{address}/{path}", **accept) == 200
+
+        async with http.stream("GET", f"{address}/events", headers=STREAM) as first:
+            assert first.status_code == 200
+            async with http.stream("GET", f"{address}/{path}", headers=accept) as second:
+                assert second.status_code == 200
+                assert await opened(http, f"{address}/{path}", **accept) == 429
+                assert await opened(http, f"{address}/{path}", **accept, **bearer(other)) == 200
+                assert (await http.get(f"{address}/events")).status_code == 200, "a page is no stream"
+            await eventually(another, seconds=20, what="a place is free")
+
+
+@pytest.mark.parametrize(("path", "accept"), KINDS)
+async def test_a_stream_that_has_nothing_to_say_ends_with_its_key(
+    guarded: str, store: JobStore, monkeypatch: pytest.MonkeyPatch, path: str, accept: dict[str, str]
+) -> None:
+    for module in (events, live):
+        monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
+    job_id = await submitted(store)
+    key = await a_key(store, "default")
+    async with (
+        httpx.AsyncClient(timeout=20.0, headers=bearer(key)) as http,
+        http.stream("GET", f"{guarded}/v1/jobs/{job_id}/{path}", headers=accept) as response,
+    ):
+        assert response.status_code == 200
+        reading = asyncio.create_task(response.aread())
+        revoked = await http.delete(f"{guarded}/v1/keys/{key[4:16]}", headers=bearer(BOOTSTRAP))
+        assert revoked.status_code == 204
+        await asyncio.wait_for(reading, 20)
