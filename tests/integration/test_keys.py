@@ -363,3 +363,7 @@ async def test_keys_on_the_command_line(redis_url: str, api_directory: Path, sto
         await asyncio.to_thread(said, "keys", "create", "x", "--scope", "root", code=2)
         audit = await asyncio.to_thread(said, "keys", "audit", "--json")
         assert "rotate" not in audit, "that is in the log of project red"
+        await asyncio.to_thread(said, "keys", "revoke", created["id"], key="garbage", code=2)
+        for option, entries in (("--strangers", 1), ("--deployment", 0)):
+            listed = json.loads(await asyncio.to_thread(said, "keys", "audit", option, "--json"))
+            assert len(listed["data"]) == entries, option
