@@ -17,7 +17,7 @@ from tests.integration.serving import settings
 from tests.redis_servers import redis_server
 from tests.tenants import BOOTSTRAP
 
-IN_VAIN = 1.5  # seconds an impatient store waits for Redis
+IN_VAIN = 2.5  # seconds an impatient store waits for Redis
 
 
 @pytest.fixture(scope="session")

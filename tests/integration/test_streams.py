@@ -247,7 +247,7 @@ async def test_a_reader_that_takes_nothing_is_let_go_and_misses_nothing_when_it_
         for number in range(400):  # more than the buffers on the way can take
             await hold(store, job_id, f"{number} " + 20_000 * "x")
         await asyncio.to_thread(wait_until_told, url, job_id, after=(await store.history.newest_event(job_id)))
-        slow.settimeout(20)
+        slow.settimeout(60)
         while piece := await asyncio.to_thread(slow.recv, 1 << 20):
             text += piece
     await store.wishes.cancel(job_id)
