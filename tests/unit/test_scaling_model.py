@@ -93,12 +93,16 @@ def test_each_speed_up_is_of_its_own_kind_and_the_efficiency_of_both(monkeypatch
     """Blocks 3.6 times as fast as one, bare loops 3.8 times, matrices 4 times (two of them: twice)."""
 
     @contextlib.contextmanager
-    def given(*_arguments: object, **_named: object) -> Iterator[str]:
+    def nodes(*_arguments: object) -> Iterator[str]:
         yield "address"
 
+    @contextlib.contextmanager
+    def service(*_arguments: object, **_named: object) -> Iterator[tuple[None, int]]:
+        yield None, 1
+
     rates = {"loop": {1: 100.0, 4: 380.0}, "compute": {1: 7.0, 2: 14.0, 4: 28.0}}
-    monkeypatch.setattr(efficiency, "nodes", given)
-    monkeypatch.setattr(efficiency, "service", given)
+    monkeypatch.setattr(efficiency, "nodes", nodes)
+    monkeypatch.setattr(efficiency, "service", service)
     monkeypatch.setattr(efficiency, "through_the_service", lambda client, blocks, seconds: {1: 50.0, 4: 180.0}[blocks])
     monkeypatch.setattr(efficiency, "at_once", lambda what, count, seconds, directory: rates[what][count])
     found = {(each.what, each.together): each for each in efficiency.measure(2, 1.0)}
