@@ -53,7 +53,7 @@ kubernetes: setup
 image:
 	deploy/build.sh
 
-# The images, built on Debian's packages and run, as root (apt install buildah podman runc netavark aardvark-dns iptables
+# Both images, built on Debian's packages and run, as root (CI: the control plane's alone; apt install buildah podman runc netavark aardvark-dns iptables
 # mmdebstrap catatonit).
 IMAGE_TESTS ?= tests/images
 image-check: setup
