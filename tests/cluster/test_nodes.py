@@ -26,7 +26,7 @@ def floor() -> Iterator[Floor]:
 def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Floor) -> None:
     """One story, since every worker takes seconds to import torch."""
     for name in ("a", "b", "c"):
-        floor.add(name, cpus=3)
+        floor.add(name, cpus=3, gpus=2)
     floor.wait_for_nodes("a", "b", "c")
     spec = long_job(
         name="six",
@@ -34,7 +34,7 @@ def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Flo
         blocks={"count": 6},
         training={"steps": 1_000_000, "batch_size": 16},
         checkpoint={"every_steps": 100},
-        resources={"placement": "spread"},
+        resources={"placement": "spread", "gpus_per_block": 1},
     )
     job = floor.client.submit(spec)
     floor.wait_until_training(job, steps=100)
@@ -42,18 +42,22 @@ def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Flo
     assert {name: len(tasks) for name, tasks in where.items()} == {"a": 2, "b": 2, "c": 2}
 
     shares_one_decode_per_node(floor, job)
+    each_has_a_gpu_of_its_own(floor, job)
 
     floor.machines.drain(floor.nodes()["c"].id, seconds=90)
     floor.wait_for(lambda: "c" not in floor.workers(job.id), seconds=60, what="its blocks have left the node")
     moved = {event.task: event for event in floor.events(job, "move_requested")}
     assert sorted(filter(None, moved)) == where["c"]
+    floor.wait_for(lambda: floor.client.cluster().waiting == 2, seconds=60, what="a core is free, but no GPU")
+
+    floor.add("d", cpus=4, gpus=3)
     floor.wait_for(
         lambda: {event.task for event in floor.events(job, "restored") if event.attempt == 2} == set(where["c"]),
         seconds=240,
-        what="they go on elsewhere",
+        what="they go on on the node that came",
     )
     after = {block.name: block for block in floor.blocks(job)}
-    assert {name: len(tasks) for name, tasks in floor.workers(job.id).items()} == {"a": 3, "b": 3}
+    assert floor.workers(job.id) == {"a": where["a"], "b": where["b"], "d": where["c"]}
     for name, block in after.items():
         assert block.restarts == ({"preempted": 1} if name in where["c"] else {}), "nobody crashed"
     for event in floor.events(job, "crashed"):
@@ -65,24 +69,27 @@ def test_six_blocks_live_through_a_drained_a_killed_and_an_added_node(floor: Flo
     node = floor.nodes().get("c")
     assert node is None or node.draining, "Ray ends it when nothing is left there"
 
-    lost = floor.workers(job.id)["b"]
+    lost = where["b"]
     before = {block.name: block.last_checkpoint for block in floor.blocks(job)}
     floor.machines.kill("b")
+    floor.wait_for(lambda: "b" not in floor.nodes(), seconds=90, what="Ray has missed the node")
     floor.wait_for(
-        lambda: {block.name for block in floor.blocks(job) if block.status == "pending"} == set(lost),
-        seconds=90,
-        what="the blocks of the killed node are given up",
+        lambda: len(floor.workers(job.id)["d"]) == 3, seconds=90, what="one of its blocks has the last GPU there is"
     )
-    floor.wait_for(lambda: "b" not in floor.nodes(), seconds=60, what="Ray has missed the node")
-    floor.wait_for(lambda: floor.client.cluster().waiting == 3, seconds=60, what="no node has room for them")
+    [waiting] = [block.name for block in floor.blocks(job) if block.status == "pending"]
+    assert waiting in lost
+    assert floor.client.cluster().waiting == 1, "a GPU that went with its node is nobody's"
 
-    floor.add("d", cpus=3)
-    floor.wait_for(lambda: floor.workers(job.id).get("d") == lost, seconds=60, what="they start on the node that came")
+    floor.add("e", cpus=2, gpus=1)
+    floor.wait_for(
+        lambda: floor.workers(job.id).get("e") == [waiting], seconds=60, what="it starts on the node that came"
+    )
     floor.wait_until_training(job)
     for block in floor.blocks(job):
         checkpoint = before[block.name]
         assert checkpoint is not None
         assert block.step >= checkpoint.step
+    each_has_a_gpu_of_its_own(floor, job)
     floor.end(job)
 
 
@@ -98,6 +105,15 @@ def shares_one_decode_per_node(floor: Floor, job: JobView) -> None:
         first, second = mapped
         assert first == second != set(), "they share what was decoded"
         assert all(Path(path).is_relative_to(floor.machines.cache(name)) for path in first), "on their own node"
+
+
+def each_has_a_gpu_of_its_own(floor: Floor, job: JobView) -> None:
+    """As the workers themselves say, who have it from Ray."""
+    gpus = {block.name: block.gpu for block in floor.blocks(job)}
+    for name, tasks in floor.workers(job.id).items():
+        held = {gpus[task] for task in tasks}
+        assert len(held - {None}) == len(tasks), f"{name}: {held}"
+        assert floor.nodes()[name].gpus_free == floor.nodes()[name].gpus - len(tasks)
 
 
 def test_gpu_types_and_labels_say_where_blocks_go_and_halves_share_a_gpu(floor: Floor) -> None:
