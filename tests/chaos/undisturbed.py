@@ -30,23 +30,23 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def final_digests(spec: JobSpec, cache_dir: Path) -> dict[str, str]:
-    """Task name -> digest of the weights that answer in the end."""
+def final_weights(spec: JobSpec, cache_dir: Path) -> dict[str, Mapping[str, Tensor]]:
+    """Task name -> the weights that answer in the end."""
     facts = inspect(spec.data, modality="images", cache_dir=cache_dir)
     plan = plan_job(spec, load_card(spec.architecture.kind), facts)
     data = open_dataset(facts, spec.data, cache_dir=cache_dir)
-    found: dict[str, str] = {}
+    found: dict[str, Mapping[str, Tensor]] = {}
     for task in plan.tasks:
         if task.kind is TaskKind.BLOCK:
             last = None
             for report in train_block(spec, plan, task, data):
                 last = report.capture() if report.step == report.total else None
             assert last is not None
-            found[task.name] = digest_of(last.average or last.weights)
+            found[task.name] = last.average or last.weights
     return found
 
 
 if __name__ == "__main__":
     job = JobSpec.model_validate_json(sys.stdin.buffer.read())
     prepare_process(job.resources.cpus_per_block)
-    print(json.dumps(final_digests(job, Path(sys.argv[1]))))
+    print(json.dumps({name: digest_of(weights) for name, weights in final_weights(job, Path(sys.argv[1])).items()}))
