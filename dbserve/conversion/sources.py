@@ -12,7 +12,7 @@ from dbserve.datasets.reach import admit, open_local
 from dbserve.errors import ConfigInvalid
 
 POINTER = "/architecture/source"
-MAX_JSON_BYTES = 64 * 1024 * 1024  # of a config or an index
+MAX_JSON_BYTES = 16 * 1024 * 1024  # of a config or an index, which take up to 40 times as much when parsed
 
 
 def source_directory(uri: str) -> Path:

@@ -11,6 +11,7 @@ from dbserve.contracts.plan import DataFacts
 from dbserve.conversion.networks import Source, read_source
 from dbserve.conversion.sources import POINTER, opened
 from dbserve.conversion.weights import check_weights
+from dbserve.datasets.vocabulary import MAX_TOKENIZER_BYTES
 from dbserve.errors import ConfigInvalid
 
 
@@ -38,9 +39,10 @@ def with_source(spec: JobSpec, facts: DataFacts) -> JobSpec:
 
 
 def _digest(path: Path) -> str:
+    """Of a tokenizer; a larger one than can be planned with has the digest of none that is."""
     try:
         with opened(path) as file:
-            return hashlib.sha256(file.read()).hexdigest()
+            return hashlib.sha256(file.read(MAX_TOKENIZER_BYTES + 1)).hexdigest()
     except OSError as error:
         raise ConfigInvalid(f"{path} cannot be read: {error.strerror}", POINTER) from error
 

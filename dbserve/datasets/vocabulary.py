@@ -15,7 +15,10 @@ from dbserve.datasets.shards import absolute_uri, read_file
 from dbserve.errors import ContractMismatch, DataInvalid
 
 TOKENIZER = "/data/tokenizer"
-MAX_TOKENIZER_BYTES = 1 << 28
+MAX_TOKENIZER_BYTES = 64 << 20  # published ones have up to about 35 MB
+# Parsed, a short token takes 25 times its bytes: 64 MiB of them take 2 GiB; what is within all three bounds, 0.75.
+MAX_TOKENIZER_COMMAS = 2_000_000  # 262,000 tokens and 580,000 merges, as in the largest, are 1,400,000
+MAX_TOKENS = 1 << 20
 _CODE_POINTS = 0x110000
 
 
@@ -118,6 +121,8 @@ class TokenizerCodec:
             raise DataInvalid(
                 "a tokenizer needs the tokenizers library: pip install 'dbserve[hf]'", TOKENIZER
             ) from error
+        if content.count(b",") > MAX_TOKENIZER_COMMAS:
+            raise DataInvalid(f"{uri} lists more than {MAX_TOKENIZER_COMMAS:,} tokens and merges", TOKENIZER)
         try:
             self._tokenizer = cast("Any", Tokenizer.from_str(content.decode()))
         except Exception as error:  # the library raises no type of its own
@@ -125,6 +130,8 @@ class TokenizerCodec:
             raise DataInvalid(f"{uri} is not a tokenizer.json: {why}", TOKENIZER) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        if (count := self._tokenizer.get_vocab_size(with_added_tokens=True)) > MAX_TOKENS:
+            raise DataInvalid(f"{uri} knows {count:,} tokens; at most {MAX_TOKENS:,} are taken", TOKENIZER)
         ids = cast("dict[str, int]", self._tokenizer.get_vocab(with_added_tokens=True)).values()
         self.size = max(ids, default=-1) + 1
         if self.size < 2:
