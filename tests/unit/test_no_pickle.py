@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ("dbserve", "workers")
-SOURCES = [path for name in SHIPPED for path in sorted((ROOT / name).rglob("*.py"))]
+SEARCHED = ("dbserve", "workers", "deploy", "examples", "benchmarks", "dashboards", "tests")
+SOURCES = [path for name in SEARCHED for path in sorted((ROOT / name).rglob("*.py"))]
+ALLOWED = {  # of tests alone
+    "tests/unit/test_no_pickle.py": ", perhaps to be imported",  # what is searched for
+    "tests/unit/test_webhooks.py": "exec()",  # the example on our own page
+    "tests/acceptance/test_doors.py": "importlib.import_module",  # Ray's own, by the names that Ray lists
+    "tests/kubernetes/chart.py": "yaml.load_all",  # by CSafeLoader, as in the next two
+    "tests/kubernetes/crds.py": "yaml.load",
+    "tests/kubernetes/test_docs.py": "yaml.load",
+}
 
 MODULES = {
     "pickle",
@@ -82,11 +90,17 @@ def _dotted(node: ast.expr) -> str:
 
 
 def test_no_line_of_ours_could_run_what_it_reads() -> None:
-    assert len(SOURCES) > 150
-    found = [
-        f"{path.relative_to(ROOT)}:{danger}" for path in SOURCES for danger in dangers(ast.parse(path.read_text()))
-    ]
-    assert found == []
+    assert len(SOURCES) > 450
+    found: list[str] = []
+    needless = set(ALLOWED)
+    for path in SOURCES:
+        name = path.relative_to(ROOT).as_posix()
+        for danger in dangers(ast.parse(path.read_text())):
+            if name in ALLOWED and danger.endswith(ALLOWED[name]):
+                needless.discard(name)
+            else:
+                found.append(f"{name}:{danger}")
+    assert (found, needless) == ([], set())
 
 
 @pytest.mark.parametrize(
