@@ -35,6 +35,8 @@ OF_A_JOB = (
     *("job_metrics", "events", "logs", "report"),
 )
 
+OF_A_BLOCK = links("block", "show_block", "retry_block", at="data/0/index", job_id="$request.path.job_id")
+
 IdempotencyKey = Annotated[
     str | None,
     Header(min_length=1, max_length=255, description="the same key and body make one job, however often they are sent"),
@@ -107,7 +109,7 @@ async def submit_job(
     return job_view(snapshot)
 
 
-@router.get("/jobs", tags=["jobs"], responses=problems())
+@router.get("/jobs", tags=["jobs"], responses={200: links("job_id", *OF_A_JOB, at="data/0/id"), **problems()})
 async def list_jobs(store: Store, caller: Asking, query: Annotated[JobsQuery, Query()]) -> Page[JobSummary]:
     """Jobs of the project, newest first. Pages are stable while new jobs arrive."""
     snapshots, following = await store.list_jobs(
@@ -185,7 +187,7 @@ async def list_checkpoints(job_id: JobId, store: Store) -> Page[TaskCheckpointVi
     return Page(data=checkpoint_views(await store.outline(job_id)))
 
 
-@router.get("/jobs/{job_id}/blocks", tags=["blocks"], responses=problems(404))
+@router.get("/jobs/{job_id}/blocks", tags=["blocks"], responses={200: OF_A_BLOCK, **problems(404)})
 async def list_blocks(job_id: JobId, store: Store) -> Page[BlockView]:
     """The blocks that the job trains; block 0 owns sigma_max and the first layers."""
     return Page(data=block_views(await store.snapshot(job_id)))

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from dbserve.api.archive import archive
 from dbserve.api.auth import Asking
 from dbserve.api.context import Store, With
+from dbserve.api.links import links
 from dbserve.api.problems import problems
 from dbserve.api.tenancy import ModelId
 from dbserve.api.views import model_summary, model_view
@@ -26,14 +27,14 @@ class ModelsQuery(BaseModel, extra="forbid"):
     after: str | None = Field(default=None, max_length=512, description="`next` of the page before")
 
 
-@router.get("", responses=problems())
+@router.get("", responses={200: links("model_id", "show_model", "download_model", at="data/0/id"), **problems()})
 async def list_models(store: Store, caller: Asking, query: Annotated[ModelsQuery, Query()]) -> Page[ModelSummary]:
     """Models of the project, newest first."""
     models, following = await store.results.list_models(project=caller.project, limit=query.limit, after=query.after)
     return Page(data=tuple(map(model_summary, models)), has_more=following is not None, next=following)
 
 
-@router.get("/{model_id}", responses=problems(404))
+@router.get("/{model_id}", responses={200: links("job_id", "show_job", "report", at="job_id"), **problems(404)})
 async def show_model(model_id: ModelId, store: Store) -> ModelView:
     """A model with its manifest: contract, layers, sigma range, digest and source of every block."""
     return model_view(await store.results.model(model_id))

@@ -33,13 +33,21 @@ _FORMATS: dict[str, Format] = {
     "text/x-yaml": "yaml",
 }
 
+EXAMPLE: dict[str, Any] = {  # accepted as it is, wherever the API runs
+    "name": "digits",
+    "architecture": {"kind": "vit", "options": {"depth": 2, "width": 32, "heads": 2, "patch": 2}},
+    "data": {"uri": "builtin:digits"},
+    "blocks": {"count": 2},
+    "training": {"steps": 60, "batch_size": 64},
+}
+
 # The body is read and parsed here, not by FastAPI, whose parser lets NaN and duplicate keys through and echoes input.
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "A job, at most 1 MiB. Unknown keys are refused.",
         "content": {
-            kind: {"schema": {"$ref": "#/components/schemas/JobSpec-Input"}}
+            kind: {"schema": {"$ref": "#/components/schemas/JobSpec-Input"}, "example": EXAMPLE}
             for kind in ("application/json", "application/yaml")
         },
     }
