@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from dbserve.client_keys import Keys
 from dbserve.client_webhooks import Webhooks
 from dbserve.contracts.cluster_view import ClusterView
-from dbserve.contracts.job import JobSpec
+from dbserve.contracts.job import AS_STORED, JobSpec
 from dbserve.contracts.plan import JobPlan
 from dbserve.contracts.report import Report
 from dbserve.contracts.status import TERMINAL_JOB, JobStatus
@@ -374,7 +374,7 @@ class Client:
 
     def _parsed(self, model: type[Model], response: httpx.Response) -> Model:
         try:
-            return model.model_validate_json(response.content)
+            return model.model_validate_json(response.content, context=AS_STORED)
         except ValidationError:
             raise ServerUnreachable(f"what answers at {self.base_url} is not a dbserve API of this version") from None
 

@@ -19,7 +19,7 @@ from dbserve.placement import Ask
 MOST_WAITING = 1000  # tasks that wait, and of which an autoscaler is told
 VERDICT_SECONDS = 6.0  # between two looks at what the autoscaler makes of a request; it works every five
 MORE_SECONDS = 30.0  # after which twice as much is asked for, where nothing was refused
-LEFT_OUT_SECONDS = 120.0  # after which what was refused alone is asked for again
+LEFT_OUT_SECONDS = 120.0  # after which what was refused alone is asked for again; later where there is much of it
 
 
 def admitted(
@@ -79,11 +79,13 @@ class Asking:
 
     def request(self, in_use: Sequence[Demand], waiting: Sequence[Demand], now: float) -> tuple[Demand, ...]:
         """What to ask for: room for what is in use, as far as it is to be kept or counted, and for what waits."""
-        self._left_out = {kind: at for kind, at in self._left_out.items() if now - at < LEFT_OUT_SECONDS}
+        # long enough that every kind can be tried, and others be asked for between: each takes a verdict, and a second
+        patience = max(LEFT_OUT_SECONDS, 3 * VERDICT_SECONDS * len(self._left_out))
+        self._left_out = {kind: at for kind, at in self._left_out.items() if now - at < patience}
         wanted = [demand for demand in waiting if kind_of(demand) not in self._left_out]
         total = sum(demand.count for demand in wanted)
-        patience = VERDICT_SECONDS if self._searching else MORE_SECONDS
-        if self._most is not None and now - self._changed_at >= patience:
+        pause = VERDICT_SECONDS if self._searching else MORE_SECONDS
+        if self._most is not None and now - self._changed_at >= pause:
             self._limit(2 * self._most, now)
         if self._most is not None and self._most >= total:
             self._most, self._searching = None, False

@@ -82,6 +82,7 @@ class Reconciler:
         self._holder = uuid.uuid4().hex
         self._held_at = float("-inf")  # monotonic seconds: when the lease was last taken or renewed
         self._asked: set[Run] = set()  # workers that we asked the cluster for; what others asked for may be lost
+        self._given_up: dict[Run, Crashed] = {}  # why, as it was first seen
         self._sight = Sight()
         self._tried: set[tuple[type[Action], Run | None]] = set()  # since a tick last did all that was due
         self._ticks: list[float] = []  # seconds that those since _told_at took
@@ -146,7 +147,9 @@ class Reconciler:
         capacity = await asyncio.to_thread(self._cluster.capacity)
         jobs = await self._store.active_outlines()
         await self._show(capacity := self._doubted(capacity))
-        self._asked &= {task.run for job in jobs for task in job.tasks.values() if task.state in HELD}
+        held = {task.run for job in jobs for task in job.tasks.values() if task.state in HELD}
+        self._asked &= held
+        self._given_up = {run: event for run, event in self._given_up.items() if run in held}
         scene = Scene(
             jobs=jobs,
             alive=alive,
@@ -211,6 +214,7 @@ class Reconciler:
         now = time.monotonic()
         if not await self._store.lease.hold(self._holder, ttl_seconds=LEASE_SECONDS):
             self._asked.clear()  # another acts, and may leave things half done
+            self._given_up.clear()
             self._sight.forget()
             return False
         self._held_at = now
@@ -252,9 +256,7 @@ class Reconciler:
     async def _bury(self, task: Task, event: Crashed | Stopped) -> None:
         """Dead is not gone: the next attempt gets the resources only when the process does not hold them any more."""
         if isinstance(event, Crashed):
-            cause = await asyncio.to_thread(self._cluster.cause_of_death, task.run)
-            if cause is not None and event.reason is Reason.WORKER_LOST:
-                event = event.model_copy(update={"reason": cause[0], "message": cause[1]})
+            event = await self._explained(event)
             log.warning("give up %s: %s", task.run, event.message)
         await asyncio.to_thread(self._cluster.stop, task.run, task=task)
         failpoint("giveup.stopped")
@@ -271,6 +273,15 @@ class Reconciler:
             if isinstance(event, Crashed):
                 span.fail(event.reason, event.message)
             await self._store.apply(event)
+
+    async def _explained(self, event: Crashed) -> Crashed:
+        """With the reason that was seen first: once killed for it, a worker that is looked for looks merely lost."""
+        if event.run not in self._given_up and event.reason is Reason.WORKER_LOST:
+            cause = await asyncio.to_thread(self._cluster.cause_of_death, event.run)
+            if cause is None:
+                return event
+            event = event.model_copy(update={"reason": cause[0], "message": cause[1]})
+        return self._given_up.setdefault(event.run, event)
 
     def _silent(self, task: Task) -> bool:
         return self._sight.silent_for(task.run, time.monotonic()) > self._limits.silence_seconds

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 
+from dbserve.contracts.job import AS_STORED
 from workers.allocation import keep_freed_memory
 from workers.blame import one_line, reason_of
 from workers.data import Split
@@ -53,7 +54,7 @@ def follow(
     greeting = Greeting(secret=call.secret, rank=call.rank, node=socket.gethostname(), gpu=gpu)
     line = dial(call.host, call.port, greeting, call.silence_seconds)
     try:
-        letter = Letter.model_validate_json(line.receive())
+        letter = Letter.model_validate_json(line.receive(), context=AS_STORED)
         over = keep_beating(lambda: (line,))
         threading.Thread(target=_end_with, args=(line, over), name="watch-leader", daemon=True).start()
         if meet is not None:

@@ -106,7 +106,7 @@ def together(
         options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]
         options._timeout = START
         processes = distributed.ProcessGroupGloo(store, rank, size, options)
-        processes.set_timeout(CALL)
+        processes._set_default_timeout(CALL)
         return processes
 
     def nccl() -> Any:

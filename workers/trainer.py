@@ -108,11 +108,9 @@ def train_block(
         for report in steps:
             if sharded:
                 report = replace(report, capture=partial(watch.in_call, report.capture))
-            watch.away.set()
-            try:
-                yield report
-            finally:
-                watch.away.clear()
+            watch.away.set()  # and left so where the training is ended here
+            yield report
+            watch.away.clear()
 
 
 def training(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager
@@ -12,6 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from dbserve.cancellation import end
 from dbserve.errors import TooManyStreams
+
+log = logging.getLogger(__name__)
 
 MOST_STREAMS = 100  # of one key in one process
 LAST_WORD_SECONDS = 1.0  # for a reader to take that its stream is over
@@ -80,5 +83,7 @@ class WhileItOpens(Response):
                 await asyncio.sleep(self._every_seconds)
                 if not await self._still_opens():
                     return
+        except Exception:
+            log.exception("a stream ends, since nobody can say whether its key still opens")
         finally:
             lifetime.cancel()

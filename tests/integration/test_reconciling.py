@@ -148,6 +148,24 @@ async def test_resources_are_not_given_again_before_the_old_process_is_gone(
     assert (await store.task(job_id, "block-0")).run == run.next()
 
 
+async def test_who_is_killed_for_its_silence_is_written_down_as_silent_however_long_it_takes_to_go(
+    store: JobStore, tmp_path: Path
+) -> None:
+    job_id = await submitted(store)
+    run = await start(store, job_id, "block-0")
+    await store.record_progress(Progress(run=run, step=1, total=20, heartbeat_at=1.0))
+    cluster = RememberingCluster(run, await start(store, job_id, "block-1"))
+    cluster.presences[run] = Presence.ASKED
+    reconciler = reconciler_of(store, cluster, tmp_path, silence_seconds=-1.0)
+    for _ in range(3):
+        await reconciler.tick()
+    assert run not in cluster.running, "killed, and looked for"
+    cluster.presences[run] = Presence.GONE
+    await reconciler.tick()
+    task = await store.task(job_id, "block-0")
+    assert (task.run, task.reason) == (run.next(), Reason.STALLED)
+
+
 async def test_who_cannot_be_asked_for_is_given_up_only_after_its_lease(store: JobStore, tmp_path: Path) -> None:
     job_id = await submitted(store)
     run = await start(store, job_id, "block-0")

@@ -299,6 +299,8 @@ def test_redis_restarts_for_what_it_reads_at_its_start_alone() -> None:
         [redis] = kinds(render(values), "StatefulSet")
         return redis["spec"]["template"]["metadata"]["annotations"]
 
+    [redis] = kinds(render({}), "StatefulSet")
+    assert redis["spec"]["template"]["metadata"]["labels"] == redis["spec"]["selector"]["matchLabels"], "no version's"
     assert notes({}) == notes({"api": {"replicas": 5}})
     assert notes({}) != notes({"redis": {"maxmemory": "2gb"}})
 

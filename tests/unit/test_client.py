@@ -52,6 +52,14 @@ class Server:
         return Client("http://server", api_key, transport=httpx.MockTransport(self))
 
 
+def test_a_job_whose_labels_only_an_earlier_version_took_can_be_read() -> None:
+    spec = small_spec()
+    resources = spec.resources.model_copy(update={"node_labels": {"a/b/c": "x"}})
+    shown = job_view(snapshot(spec.model_copy(update={"resources": resources}), **every_task(spec, state=TaskState.PENDING)))
+    answer = httpx.Response(200, content=shown.model_dump_json())
+    assert Server(answer).client().job("j").spec.resources.node_labels == {"a/b/c": "x"}
+
+
 def problem(status: int, code: str = "some_code") -> httpx.Response:
     body = Problem(
         type="t", title="T", status=status, detail="what is wrong", instance="/", code=code, request_id="r",
