@@ -55,7 +55,9 @@ class Server:
 def test_a_job_whose_labels_only_an_earlier_version_took_can_be_read() -> None:
     spec = small_spec()
     resources = spec.resources.model_copy(update={"node_labels": {"a/b/c": "x"}})
-    shown = job_view(snapshot(spec.model_copy(update={"resources": resources}), **every_task(spec, state=TaskState.PENDING)))
+    shown = job_view(
+        snapshot(spec.model_copy(update={"resources": resources}), **every_task(spec, state=TaskState.PENDING))
+    )
     answer = httpx.Response(200, content=shown.model_dump_json())
     assert Server(answer).client().job("j").spec.resources.node_labels == {"a/b/c": "x"}
 
