@@ -10,17 +10,18 @@ from dbserve.settings import PREFIX, Settings
 
 HEAD = """# Settings
 
-Every program (`dbserve api`, `reconcile`, `up`) reads these from its environment, once, when it starts; what
-is given on the command line wins. Where Redis, Ray and artefacts are, `up` takes from its options alone. A value that cannot be is refused with the name of the variable, and never shown.
+Every program (`dbserve api`, `reconcile`, `up`) reads these from its environment, once, when it starts; what is given
+on the command line wins. Where Redis, Ray and artefacts are, `up` takes from its options alone. A value that cannot
+be is refused with the name of the variable, and never shown.
 
 | variable | default | what it is |
 |---|---|---|
 """
 
 TAIL = """
-`DBSERVE_URL`, `DBSERVE_API_KEY` and `DBSERVE_PROJECT` are what the command line sends, and to whom; the Python
-client is given them. On worker nodes `DBSERVE_REDIS_*` and `DBSERVE_CACHE_DIR` of the node's own environment win over what the
-reconciler tells. Object stores read their usual variables (`AWS_ACCESS_KEY_ID`, ...).
+`DBSERVE_URL`, `DBSERVE_API_KEY` and `DBSERVE_PROJECT` are what the command line sends, and to whom; the Python client
+is given them. On worker nodes `DBSERVE_REDIS_*` and `DBSERVE_CACHE_DIR` of the node's own environment win over what
+the reconciler tells. Object stores read their usual variables (`AWS_ACCESS_KEY_ID`, ...).
 """
 
 
