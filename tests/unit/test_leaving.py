@@ -80,7 +80,7 @@ def test_workers_are_the_processes_that_ray_names_so_on_this_node(title: str, fo
     environment = {**os.environ, "RAY_CLOUD_INSTANCE_ID": "this-pod"}
     process = subprocess.Popen(["bash", "-c", f"exec -a {title} sleep 60"], env=environment)
     try:
-        wait_for(lambda: title in _cmdline(process.pid), seconds=10, what="its name")
+        wait_for(lambda: _cmdline(process.pid).startswith(title), seconds=10, what="its name")
         assert (process.pid in workers_of("this-pod")) is found
         assert process.pid not in workers_of("another-pod")
     finally:
