@@ -236,6 +236,7 @@ async def test_a_reader_that_takes_nothing_is_let_go_and_misses_nothing_when_it_
     url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fanout, "MOST_WAITING_BYTES", 100_000)
+    monkeypatch.setattr(fanout, "LOOK_SECONDS", 0.001)  # of what arrives between two looks any amount is handed out
     job_id = await submitted(store)
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
