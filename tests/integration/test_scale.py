@@ -42,7 +42,7 @@ def test_simulated_workers_do_what_workers_do(simulated: Measured) -> None:
     did = simulated.did_in_all
     assert did["beats"] > 20, "all have a pulse"
     assert did["checkpoints"] > 20
-    assert did["crashes"] + did["deaths"] > 0
+    assert did.get("crashes", 0) + did.get("deaths", 0) > 0, "chance may spare them one of the two"
     assert did["launches"] > SMALL.workers, "whoever was lost was replaced, or others had their turn"
     assert "launched twice" not in did
     assert simulated.workers_of_lost_nodes > 0
