@@ -51,7 +51,7 @@ class Subprocesses:
     def device(self, rank: int, leading: torch.device) -> str:
         return f"cuda:{rank}" if leading.type == "cuda" else "cpu"
 
-    def hire(self, call: Call) -> "_Process":
+    def hire(self, call: Call) -> "Process":
         paths = os.pathsep.join(filter(None, sys.path))
         environment = {**os.environ, "OMP_NUM_THREADS": str(call.threads), "PYTHONPATH": paths}
         said = tempfile.TemporaryFile()  # noqa: SIM115  it is read, and closed, when the process has ended
@@ -67,7 +67,7 @@ class Subprocesses:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(call.model_dump_json().encode() + b"\n")
             process.stdin.close()
-        return _Process(process, said)
+        return Process(process, said)
 
     def came(self, rank: int, node: str, gpu: str | None) -> None:
         """It is here."""
@@ -81,7 +81,9 @@ class Subprocesses:
             self.when_stuck(lost)
 
 
-class _Process:
+class Process:
+    """One of the other workers, and the file of what it says, which is closed when it has ended."""
+
     def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
         self._process, self._said = process, said
         self._last_line: str | None = None  # known once it has ended

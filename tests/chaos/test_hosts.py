@@ -1,6 +1,5 @@
 """Workers of one task on hosts that share no address: each speaks to the others at its own."""
 
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,8 @@ import pytest
 
 from tests.chaos.namespaces import Host, lan, require
 from tests.training import dataset, planned, run, spec_of
-from workers.parallel import STOP_SECONDS, Call, Death
-from workers.subprocesses import Subprocesses
+from workers.parallel import Call
+from workers.subprocesses import Process, Subprocesses
 from workers.trainer import train_block
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300, method="thread")]  # one that hangs does so within torch
@@ -28,31 +27,12 @@ class OnHosts(Subprocesses):
     hosts: tuple[Host, ...] = ()
     directory: Path = field(default_factory=Path)
 
-    def hire(self, call: Call) -> "_There":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def hire(self, call: Call) -> Process:
         told = self.directory / f"call-{call.rank}.json"
         told.write_text(call.model_dump_json() + "\n")
         script = f"exec {sys.executable} -m workers.follower < {told}"
         log = self.directory / f"worker-{call.rank}.log"
-        return _There(self.hosts[call.rank - 1].run(["sh", "-c", script], log), log)
-
-
-class _There:
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._process, self._log = process, log
-
-    def death(self, wait: float) -> Death | None:
-        try:
-            code = self._process.wait(wait)
-        except subprocess.TimeoutExpired:
-            return None
-        return Death(f"ended with {code}: {self._log.read_text()[-2000:]}")
-
-    def end(self) -> None:
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        return Process(self.hosts[call.rank - 1].run(["sh", "-c", script], log), log.open("rb"))
 
 
 @pytest.mark.parametrize("sharding", ["none", "state"])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -67,12 +68,18 @@ def test_two_workers_train_what_one_with_both_their_batches_would_and_resume_bit
     assert same(resumed[-1][1], whole[-1][1])
 
 
-def test_a_worker_that_dies_ends_the_task_naming_its_rank_and_leaves_no_process() -> None:
+def begun() -> tuple[Generator[StepReport], psutil.Process]:
+    """A long training of two workers that has taken a step, and the process of the other one."""
     spec = spec_of(training={"steps": 10_000})
     plan = planned(spec)
     training = train_block(spec, plan, plan.task(TASK), dataset())
     next(training)
     (other,) = followers(os.getpid())
+    return training, other
+
+
+def test_a_worker_that_dies_ends_the_task_naming_its_rank_and_leaves_no_process() -> None:
+    training, other = begun()
     other.send_signal(signal.SIGKILL)
     with pytest.raises(WorkerLost, match=r"data_parallel: worker 1 of 2 died \(signal 9\)"):
         for _ in training:
@@ -81,11 +88,7 @@ def test_a_worker_that_dies_ends_the_task_naming_its_rank_and_leaves_no_process(
 
 
 def test_workers_on_a_machine_that_is_wanted_stay_for_what_their_leader_saves() -> None:
-    spec = spec_of(training={"steps": 10_000})
-    plan = planned(spec)
-    training = train_block(spec, plan, plan.task(TASK), dataset())
-    next(training)
-    (other,) = followers(os.getpid())
+    training, other = begun()
     other.send_signal(signal.SIGTERM)
     for _ in range(50):
         next(training)
