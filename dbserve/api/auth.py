@@ -150,8 +150,7 @@ def counted_as(address: str) -> str:
         return str(known)
     if known.ipv4_mapped is not None:  # as a socket for both kinds shows IPv4: its network would be all of that
         return str(known.ipv4_mapped)
-    host_bits = 128 - IPV6_PREFIX
-    return f"{ipaddress.IPv6Address(int(known) >> host_bits << host_bits)}/{IPV6_PREFIX}"
+    return str(ipaddress.IPv6Network((int(known), IPV6_PREFIX), strict=False))
 
 
 async def _counted(services: Services, what: str, limit: int) -> Rate | None:
